@@ -1,0 +1,19 @@
+"""The operations, one module a subject. `OPERATIONS` is the table that everything else reads.
+
+* `agents`: agents and their permission profiles. `keys`: API keys. `upstreams`: servers and their tools.
+* `engine`: the catalog, OpenClaw's tool policy, statistics; and the checks door, which the gateway answers itself.
+* `history`: calls and the audit trail. `meta`: the OpenAPI document.
+
+An operation is an async function under `@operation(...)`. It takes `(ctx)`, then its body, then its query, as far as it
+declares them; it returns a `Reply`, a `Listing` or None, and raises errors of `catalog.errors`. It works in `ctx.org`
+and in no other organisation, whatever a path or a body says.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..operation import Operation, operations_of
+from . import agents, engine, history, keys, meta, upstreams
+
+OPERATIONS: Final[tuple[Operation, ...]] = operations_of(agents, keys, upstreams, engine, history, meta)

@@ -1,0 +1,269 @@
+"""What is stored: the record types and their entities, indexes and migrations. One place for each fact.
+
+Struct fields are append-only once released: a new field has a default, so that old records still decode.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from .profiles import Profile, Risk, SideEffect
+from .store import Entity, Index, Record
+
+AgentStatus = Literal["active", "suspended", "archived"]
+KeyKind = Literal["agent", "program"]
+UpstreamKind = Literal["mcp_http", "mcp_stdio"]
+ToolKind = Literal["tool", "resource", "template", "prompt"]
+PinPolicy = Literal["flag", "hold"]
+Role = Literal["viewer", "member", "admin", "owner"]
+Effect = Literal["allow", "deny", "hold"]
+Outcome = Literal["ok", "error", "denied", "held", "not_sent", "timeout", "broken", "cancelled", "unknown"]
+Door = Literal["mcp", "checks"]
+
+
+class Org(Record, kw_only=True, omit_defaults=True):
+    """A tenant. Its own `org` is GLOBAL, so that tenants can be listed; its `id` is the `org` of all it owns."""
+
+    name: str = ""
+    plan: str = "self-hosted"
+
+
+class User(Record, kw_only=True, omit_defaults=True):
+    """A person. `password_hash` is Argon2id in PHC format. E-mail is stored lower-cased."""
+
+    email: str = ""
+    name: str = ""
+    role: Role = "viewer"
+    password_hash: str = ""
+
+
+class Agent(Record, kw_only=True, omit_defaults=True):
+    """An employed agent. `profile_id` names a `ProfileRecord`; without one nothing is allowed."""
+
+    name: str = ""
+    description: str = ""
+    status: AgentStatus = "active"
+    profile_id: str = ""
+    metadata: dict[str, str] = {}
+
+
+class ProfileRecord(Record, kw_only=True, omit_defaults=True):
+    """A permission profile. `owner` is the agent it is private to, or ""."""
+
+    name: str = ""
+    owner: str = ""
+    preset: str = ""
+    spec: Profile = msgspec.field(default_factory=Profile)
+
+
+class ApiKey(Record, kw_only=True, omit_defaults=True):
+    """A credential. Only `digest` (SHA-256, hex) of the secret is kept. `expires_at` 0: never; `revoked_at` 0: not."""
+
+    digest: str = ""
+    kind: KeyKind = "agent"
+    agent_id: str = ""
+    name: str = ""
+    prefix: str = ""
+    last4: str = ""
+    scopes: tuple[str, ...] = ()
+    allowed_ips: tuple[str, ...] = ()
+    expires_at: int = 0
+    revoked_at: int = 0
+    created_by: str = ""
+
+
+class Upstream(Record, kw_only=True, omit_defaults=True):
+    """An MCP server behind the gateway. `name` is its id in URLs and tool names: [a-z0-9][a-z0-9-]*.
+
+    `secrets` holds header values (mcp_http) or environment values (mcp_stdio), each encrypted at rest; `headers` and
+    `env` hold the plain ones. `allow_private` permits loopback and private addresses; cloud metadata addresses stay
+    refused whatever is set. `catalog="agenticmail"`: its tools carry the catalog's own ids (`send_email`).
+    """
+
+    name: str = ""
+    kind: UpstreamKind = "mcp_http"
+    enabled: bool = True
+    url: str = ""
+    command: str = ""
+    args: tuple[str, ...] = ()
+    cwd: str = ""
+    headers: dict[str, str] = {}
+    env: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    allow_private: bool = False
+    verify_tls: bool = True
+    timeout_ms: int = 60_000
+    connect_timeout_ms: int = 5_000
+    max_connections: int = 100
+    pin_policy: PinPolicy = "flag"
+    catalog: str = ""
+
+
+class ToolRecord(Record, kw_only=True, omit_defaults=True):
+    """One tool, resource, template or prompt an upstream offers. `tool_id` is what rules speak of.
+
+    `pin` is the SHA-256 of what was approved (name, description, schemas, annotations); `seen` of what was last
+    offered: they differ when the server changed its tool since. `corrected` marks risk or effects set by a person.
+    """
+
+    upstream: str = ""
+    kind: ToolKind = "tool"
+    name: str = ""
+    tool_id: str = ""
+    title: str = ""
+    description: str = ""
+    definition: str = ""
+    risk: Risk = "high"
+    side_effects: tuple[SideEffect, ...] = ()
+    skills: tuple[str, ...] = ("custom-tools",)
+    corrected: bool = False
+    pin: str = ""
+    seen: str = ""
+    gone: bool = False
+
+
+class CallRecord(Record, kw_only=True, omit_defaults=True, gc=False):
+    """One call, for good. Order of fields is part of the hash chain: append only. What is known before the call
+    leaves (to `trace_id`) stands before its outcome, so that the journal can join the two without decoding either.
+
+    `seq`, `prev` and `hash` are set when the record is drained. `at` is the decision in microseconds since the
+    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the argument bytes as received.
+    """
+
+    agent: str = ""
+    key: str = ""
+    door: Door = "mcp"
+    upstream: str = ""
+    tool: str = ""
+    at: int = 0
+    effect: Effect = "deny"
+    rule: str = ""
+    code: str = ""
+    reason: str = ""
+    args_digest: str = ""
+    args: str = ""
+    request_bytes: int = 0
+    request_id: str = ""
+    trace_id: str = ""
+    outcome: Outcome = "unknown"
+    status: int = 0
+    error: str = ""
+    duration_us: int = 0
+    upstream_us: int = 0
+    response_bytes: int = 0
+    flags: tuple[str, ...] = ()
+    seq: int = 0
+    prev: str = ""
+    hash: str = ""
+
+
+class ChainHead(Record, kw_only=True, omit_defaults=True):
+    """Where an organisation's hash chain ends. `id == "calls"`."""
+
+    seq: int = 0
+    hash: str = ""
+
+
+class SpoolMark(Record, kw_only=True, omit_defaults=True):
+    """How far a worker's spool is drained. `id` is the spool's name; `org` is GLOBAL. `offset` is a position in the
+    spool (segment number * 2^32 + bytes); `done`: all of it is in the store, what is left of its files may go."""
+
+    offset: int = 0
+    done: bool = False
+
+
+class Epoch(Record, kw_only=True, omit_defaults=True):
+    """A counter that rises with every write that can change a verdict. `org` GLOBAL, `id == "policy"`."""
+
+    value: int = 0
+
+
+class AuditEntry(Record, kw_only=True, omit_defaults=True):
+    """One mutation, refusal or sign-in in the admin module. `at` in milliseconds."""
+
+    at: int = 0
+    actor: str = ""
+    action: str = ""
+    resource: str = ""
+    outcome: Literal["ok", "refused"] = "ok"
+    details: dict[str, str] = {}
+    ip: str = ""
+    request_id: str = ""
+
+
+class CheckReport(Record, kw_only=True, omit_defaults=True):
+    """An outcome report that reached another worker than the one that decided; `id` is the decision's. That worker
+    takes it and deletes it."""
+
+    agent: str = ""
+    state: Literal["waiting"] = "waiting"
+    outcome: Outcome = "unknown"
+    error: str = ""
+    duration_us: int = 0
+
+
+ORGS: Final = Entity("org", Org, (Index("by_org", ("org",)),))
+USERS: Final = Entity("user", User, (Index("email", ("email",), unique=True, across=True), Index("by_org", ("org",))))
+AGENTS: Final = Entity(
+    "agent", Agent, (Index("name", ("org", "name"), unique=True), Index("by_org", ("org",)),
+                     Index("by_status", ("org", "status")), Index("by_profile", ("org", "profile_id")))
+)  # fmt: skip
+PROFILES: Final = Entity(
+    "profile", ProfileRecord, (Index("by_org", ("org",)), Index("owner", ("org", "owner"), unique=True))
+)
+KEYS: Final = Entity(
+    "key", ApiKey, (Index("digest", ("digest",), unique=True, across=True), Index("by_org", ("org",)),
+                    Index("by_agent", ("org", "agent_id")))
+)  # fmt: skip
+UPSTREAMS: Final = Entity(
+    "upstream", Upstream, (Index("name", ("org", "name"), unique=True), Index("by_org", ("org",)))
+)
+TOOLS: Final = Entity(
+    "tool", ToolRecord, (Index("tool_id", ("org", "tool_id"), unique=True), Index("by_org", ("org",)),
+                         Index("by_upstream", ("org", "upstream")))
+)  # fmt: skip
+CALLS: Final = Entity(
+    "call", CallRecord,
+    (Index("by_org", ("org",)), Index("by_agent", ("org", "agent")), Index("chain", ("org",), sort="seq")),
+    append_only=True,
+)  # fmt: skip
+CHAIN_HEADS: Final = Entity("chain_head", ChainHead)
+SPOOL_MARKS: Final = Entity("spool_mark", SpoolMark, (Index("by_org", ("org",)),))
+EPOCHS: Final = Entity("epoch", Epoch)
+AUDIT: Final = Entity(
+    "audit", AuditEntry,
+    (Index("by_org", ("org",)), Index("by_actor", ("org", "actor")), Index("by_action", ("org", "action"))),
+    append_only=True,
+)  # fmt: skip
+
+CHECK_REPORTS: Final = Entity("check_report", CheckReport, (Index("waiting", ("state",), across=True),))
+
+ENTITIES: Final = (
+    ORGS,
+    USERS,
+    AGENTS,
+    PROFILES,
+    KEYS,
+    UPSTREAMS,
+    TOOLS,
+    CALLS,
+    CHAIN_HEADS,
+    SPOOL_MARKS,
+    EPOCHS,
+    AUDIT,
+    CHECK_REPORTS,
+)
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """One numbered, additive step: the entities it creates and the indexes it adds to earlier ones."""
+
+    number: int
+    entities: tuple[Entity, ...] = ()
+    indexes: tuple[tuple[str, str], ...] = ()
+
+
+MIGRATIONS: Final = (Migration(1, ENTITIES),)
+"""In order, without gaps. Released ones never change; a new entity or index is a new Migration at the end."""

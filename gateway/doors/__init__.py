@@ -1,0 +1,13 @@
+"""The doors: where a protocol is read into a `Call`, and a verdict is written back in the protocol's own words.
+
+* `jsonrpc`: strict reading of JSON-RPC bodies; what two readers could read differently is refused.
+* `mcpfacts`: the protocol's methods, headers and error codes as tables, both eras.
+* `mcp`: `/mcp/{server}`, transparent: everything passes as it is; calls and reads are judged, lists filtered.
+* `lists`, `sse`: filtering of list results, in plain JSON and inside event streams.
+* `stdio`: the same door in front of a child process.
+* `aggregate`: `/mcp`, all servers an agent may use behind one endpoint, tools named `server__tool`.
+* `checks`: `/api/engine/check-permission` and the outcome report, for tools an agent runs itself.
+* `refusals`: one place that turns a verdict or an error into what a model can act on.
+
+Rule of the folder: a door reads and writes; `policies.chain` decides, `gateway.proxy` forwards and records.
+"""

@@ -1,0 +1,383 @@
+"""The fast lane: the hot doors' requests, read without building a request object.
+
+An agent's keep-alive connection sends the same request head again and again; only bodies differ. So a head is parsed
+strictly and judged once (`learn`), and found by its very bytes from then on: who is calling, which server, what travels
+on. The same bytes always mean the same, so a hit can never mean more than the parse that was made of them.
+
+Everything that is not a plain POST to a hot door (another path or method, chunked bodies, upgrades, oddities of any
+kind) is handed to aiohttp with every byte that was received, for the rest of the connection: there it is parsed by
+aiohttp's own strict parser, served or refused, and recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, cast
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from multidict import CIMultiDict, CIMultiDictProxy
+
+MAX_HEAD: Final = 16 * 1024
+MAX_KNOWN: Final = 20_000
+"""Heads remembered per worker: at about 1 KB each, 20 MB at most."""
+
+MAX_KNOWN_HEAD: Final = 2048
+PARTIAL_SECONDS: Final = 30.0
+"""How long a request may take to arrive."""
+
+_LINE: Final = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*"
+    rb"([\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?[ \t]*"
+)
+_START: Final = re.compile(rb"POST (/mcp/[a-z0-9][a-z0-9-]{0,62}|/api/engine/check-permission) HTTP/1\.1")
+_UNIQUE: Final = re.compile(rb"\r\n(?:traceparent|x-request-id|idempotency-key):", re.IGNORECASE)
+_ELSEWHERE: Final = frozenset(
+    {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"x-forwarded-for", b"forwarded"}
+)
+"""Headers whose requests are aiohttp's to read."""
+
+
+class Known:
+    """A head, understood. `door` keeps here what it made of it."""
+
+    __slots__ = ("door", "headers", "length", "path")
+
+    def __init__(self, path: str, headers: tuple[tuple[bytes, bytes], ...], length: int) -> None:
+        self.path = path
+        self.headers = headers
+        self.length = length
+        self.door: Any = None
+
+
+def learn(head: bytes) -> Known | None:
+    """A strict reading of a request head (with its blank line), or None when it is not a hot door's plain POST."""
+    lines = head[:-4].split(b"\r\n")
+    start = _START.fullmatch(lines[0])
+    if start is None or len(lines) > 100 or len(head) > MAX_HEAD:
+        return None
+    headers: list[tuple[bytes, bytes]] = []
+    length = -1
+    hosts = 0
+    for line in lines[1:]:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            return None
+        name, value = match[1], match[2] or b""
+        low = name.lower()
+        if low in _ELSEWHERE or (low == b"connection" and value.lower() != b"keep-alive"):
+            return None
+        if low == b"content-length":
+            if length >= 0 or not value.isdigit() or len(value) > 12:
+                return None
+            length = int(value)
+        hosts += low == b"host"
+        headers.append((name, value))
+    if length < 0 or hosts != 1:
+        return None
+    return Known(start[1].decode(), tuple(headers), length)
+
+
+class Drainer:
+    """What `RawStream` waits on when the client reads slowly."""
+
+    __slots__ = ("_lane",)
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    async def drain(self) -> None:
+        await self._lane.drained()
+
+
+class Content:
+    """A body that has arrived, as aiohttp's stream would give it."""
+
+    __slots__ = ("_body", "total_bytes")
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.total_bytes = len(body)
+
+    def is_eof(self) -> bool:
+        return True
+
+    def read_nowait(self, size: int) -> bytes:
+        return self._body
+
+
+class LaneRequest:
+    """As much of aiohttp's request as the hot doors use."""
+
+    __slots__ = ("_lane", "body", "known", "started")
+
+    method = "POST"
+    version = HttpVersion11
+    keep_alive = True
+
+    def __init__(self, lane: Lane, known: Known, body: bytes) -> None:
+        self._lane = lane
+        self.known = known
+        self.body = body
+        self.started = time.perf_counter_ns()
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        return self._lane.transport
+
+    @property
+    def remote(self) -> str:
+        return self._lane.remote
+
+    @property
+    def writer(self) -> Drainer:
+        return Drainer(self._lane)
+
+    @property
+    def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return self.known.headers
+
+    @property
+    def raw_path(self) -> str:
+        return self.known.path
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.known.headers]
+        return CIMultiDictProxy(CIMultiDict(pairs))
+
+    @property
+    def content(self) -> Content:
+        return Content(self.body)
+
+    @property
+    def content_length(self) -> int:
+        return len(self.body)
+
+
+class House(Protocol):
+    """What the lanes lead to."""
+
+    async def quick(self, request: LaneRequest) -> web.StreamResponse:
+        """Answer a request. Raises nothing but CancelledError."""
+
+    def serves(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether a head's Host and Origin are this gateway's."""
+
+
+class Lanes:
+    """All fast lanes of a worker, and the heads they know."""
+
+    def __init__(self, house: House, elsewhere: Callable[[], web.RequestHandler], body_limit: int, idle: float) -> None:
+        """`elsewhere` makes aiohttp's protocol; `body_limit` in bytes, `idle` in seconds."""
+        self.house = house
+        self.elsewhere = elsewhere
+        self.body_limit = body_limit
+        self.idle = idle
+        self.heads: dict[bytes, Known] = {}
+        self.open: set[Lane] = set()
+        self.stopping = False
+
+    def __call__(self) -> Lane:
+        return Lane(self)
+
+    def find(self, head: bytes) -> Known | None:
+        """The reading of a head: remembered, or made now."""
+        known = self.heads.get(head)
+        if known is not None:
+            return known
+        known = learn(head)
+        if known is None or known.length > self.body_limit or not self.house.serves(known.headers):
+            return None
+        if len(head) <= MAX_KNOWN_HEAD and _UNIQUE.search(head) is None:
+            if len(self.heads) >= MAX_KNOWN:
+                self.heads.clear()
+            self.heads[head] = known
+        return known
+
+    def sweep(self, now: float) -> None:
+        """Close lanes that have been idle, or in the middle of a request, for too long."""
+        for lane in list(self.open):
+            lane.expire(now, self.idle)
+
+    def stop(self) -> None:
+        """No further requests: idle lanes close now, busy ones after their answer."""
+        self.stopping = True
+        for lane in list(self.open):
+            lane.retire()
+
+    async def cut(self) -> None:
+        """Close everything now; what is in flight is cancelled, and recorded as such before this returns."""
+        lanes = list(self.open)
+        await asyncio.gather(*(lane.cut() for lane in lanes))
+
+
+class Lane(asyncio.Protocol):
+    """One connection. Requests are answered one at a time, in order."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._queue: deque[LaneRequest] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._busy = False
+        self._since = 0.0
+        self._drain: asyncio.Future[None] | None = None
+        self.transport: asyncio.Transport | None = None
+        self.remote = ""
+
+    # -- transport callbacks ---------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self.remote = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._since = self._loop.time()
+        self._lanes.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._lanes.open.discard(self)
+        self.resume_writing()
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        if self._drain is None:
+            self._drain = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._drain is not None:
+            if not self._drain.done():
+                self._drain.set_result(None)
+            self._drain = None
+
+    async def drained(self) -> None:
+        if self._drain is not None:
+            await asyncio.shield(self._drain)
+        if self.transport is None:
+            raise ConnectionResetError("The client has left.")
+
+    def data_received(self, data: bytes) -> None:
+        if self._buffer or self._busy:
+            self._buffer += data
+            if not self._busy:
+                self._next()
+            elif len(self._buffer) > MAX_HEAD + self._lanes.body_limit and self.transport is not None:
+                self.transport.pause_reading()
+            return
+        end = data.find(b"\r\n\r\n") + 4
+        if end > 3:
+            known = self._lanes.find(data[:end])
+            if known is not None and len(data) - end == known.length:  # one whole request: the common case
+                self._begin(LaneRequest(self, known, data[end:]))
+                return
+        self._buffer += data
+        self._next()
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+    def _next(self) -> None:
+        """Take the next whole request from the buffer, wait for more, or hand the connection over."""
+        buffer = self._buffer
+        if not buffer:
+            return
+        end = buffer.find(b"\r\n\r\n", 0, MAX_HEAD + 4) + 4
+        if end == 3:
+            # A head that cannot become one of ours is not waited for: another method, too long, or lines without CR.
+            if (
+                len(buffer) > MAX_HEAD
+                or not b"POST /".startswith(bytes(buffer[:6]))
+                or buffer.count(b"\n") != buffer.count(b"\r\n")
+            ):
+                self._hand_over()
+            return
+        known = self._lanes.find(bytes(buffer[:end]))
+        if known is None:
+            self._hand_over()
+            return
+        whole = end + known.length
+        if len(buffer) < whole:
+            return
+        body = bytes(buffer[end:whole])
+        del buffer[:whole]
+        self._begin(LaneRequest(self, known, body))
+
+    def _begin(self, request: LaneRequest) -> None:
+        self._busy = True
+        self._queue.append(request)
+        if self._task is None:
+            self._task = self._loop.create_task(self._work())
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _work(self) -> None:
+        """Answer requests until the connection ends or is handed over."""
+        serve = self._lanes.house.quick
+        while self.transport is not None:
+            if not self._queue:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+                continue
+            request = self._queue.popleft()
+            response = await serve(request)
+            await response.prepare(cast("web.BaseRequest", request))
+            self._busy = False
+            self._since = self._loop.time()
+            self._after(response.keep_alive)
+
+    def _after(self, keep_alive: bool | None) -> None:
+        """An answer is out: go on with what has arrived meanwhile, or end here."""
+        transport = self.transport
+        if transport is None:
+            return
+        if not keep_alive or self._lanes.stopping:
+            transport.close()
+            self.transport = None
+        elif self._buffer:
+            transport.resume_reading()
+            self._next()
+
+    def _hand_over(self) -> None:
+        """From here on this connection is aiohttp's, with every byte that was received and not answered."""
+        transport = self.transport
+        if transport is None:
+            return
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        self._lanes.open.discard(self)
+        self.transport = None
+        task, self._task = self._task, None
+        handler = self._lanes.elsewhere()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
+        transport.resume_reading()
+        handler.data_received(data)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    # -- housekeeping -----------------------------------------------------------------------------------------------
+    def expire(self, now: float, idle: float) -> None:
+        if self._busy or self.transport is None:
+            return
+        if now - self._since > (PARTIAL_SECONDS if self._buffer else idle):
+            self.transport.close()
+
+    async def cut(self) -> None:
+        task = self._task
+        if self.transport is not None:
+            self.transport.abort()
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    def retire(self) -> None:
+        if not self._busy and self.transport is not None:
+            self.transport.close()
+
+
+__all__ = ["Known", "Lane", "LaneRequest", "Lanes", "learn"]

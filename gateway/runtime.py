@@ -1,0 +1,253 @@
+"""The composition root of one worker: everything is made here, once, and handed to whoever needs it.
+
+Adapters and the admin module are found by name and never imported: what stands behind a port is the settings' choice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from ..catalog.errors import EnterpriseError, SettingsError, StoreError
+from ..catalog.records import Upstream
+from ..catalog.store import Store
+from ..catalog.tools import TOOL_INDEX
+from ..policies.catalogue import Catalog
+from ..policies.chain import Chain
+from ..policies.pluginhost import PluginHost
+from .accounts import Accounts
+from .doors.aggregate import AggregateDoor
+from .doors.checks import ChecksDoor
+from .doors.mcp import McpDoor
+from .doors.turnaway import Turnaway
+from .epochs import EpochWatcher
+from .identity import Identity
+from .journal import Journal
+from .metrics import Gauge, Metrics
+from .proxy import Proxy
+from .registry import Registry
+from .sessions import SessionSeal
+from .settings import Settings
+from .upstreams import Forwarder, Upstreams
+from .vault import Vault
+
+ROOT: Final = __package__.rpartition(".")[0]
+
+STORES: Final = {"sqlite": "sqlite", "memory": "memory"}
+"""URL scheme -> module of adapters.stores."""
+
+
+def adapter(path: str) -> Any:
+    """A module of `adapters`, by name."""
+    return import_module(f"{ROOT}.adapters.{path}")
+
+
+def open_store(url: str) -> Store:
+    """The store of a database URL, not opened yet. Raises SettingsError for one nobody stands behind."""
+    scheme = urlsplit(url).scheme.partition("+")[0]
+    module = STORES.get(scheme)
+    if module is None:
+        known = ", ".join(f"{name}://" for name in STORES)
+        raise SettingsError(f"database: {scheme or url!r} is not a supported database (supported: {known}).")
+    store: Store = adapter(f"stores.{module}").create(url)
+    return store
+
+
+class Runtime:
+    """One worker's parts. `await Runtime.open(settings)`, use, `await runtime.close()`."""
+
+    settings: Settings
+    worker: int
+    started: float
+    store: Store
+    vault: Vault
+    metrics: Metrics
+    identity: Identity
+    catalog: Catalog
+    plugins: PluginHost
+    chain: Chain
+    journal: Journal
+    proxy: Proxy
+    registry: Registry
+    upstreams: Upstreams
+    accounts: Accounts
+    epochs: EpochWatcher
+    mcp: McpDoor
+    aggregate: AggregateDoor
+    checks: ChecksDoor
+    _opened: list[Any]
+
+    @classmethod
+    async def open(cls, settings: Settings, worker: int = 0) -> Runtime:
+        """Make and start everything. What fails half-way is closed again. Raises EnterpriseError."""
+        self = cls()
+        self.settings = settings
+        self.worker = worker
+        self.started = time.time()
+        self._opened = []
+        try:
+            await self._open()
+        except BaseException:
+            await self._undo()
+            raise
+        return self
+
+    async def _open(self) -> None:
+        settings = self.settings
+        data = Path(settings.data_dir)
+        self._make_data_dir(data)
+        self.vault = Vault.load(settings)
+        self.store = open_store(settings.database)
+        await self.store.open()
+        self._opened.append(self.store.close)
+        await self.store.migrate()
+        self.metrics = Metrics()
+        self.identity = Identity(self.store)
+        self._make_policy()
+        await self.plugins.provision()
+        self._opened.append(self.plugins.close)
+        self.journal = Journal(self.store, settings.journal, data)
+        if self.plugins.observers:
+            self.journal.tell(self.plugins.observe)
+        await self.journal.start()
+        self._opened.append(self.journal.stop)
+        self._make_services()
+        self._make_doors()
+        await self.upstreams.sync()
+        await self.epochs.start()
+        self._opened.append(self.epochs.stop)
+        self._gauges()
+
+    @staticmethod
+    def _make_data_dir(data: Path) -> None:
+        try:
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise SettingsError(f"data_dir: {data} cannot be made: {error.strerror}.") from error
+        if not os.access(data, os.W_OK | os.X_OK):
+            raise SettingsError(f"data_dir: {data} is not writable.")
+
+    def _make_policy(self) -> None:
+        settings = self.settings
+        plugins = settings.plugins
+        config = dict(plugins.config)
+        if settings.server.workers > 1 and "rate-limits" in plugins.guards:
+            # Counters are per process: each worker grants its share of a ceiling, never more in sum.
+            config["rate-limits"] = {"processes": settings.server.workers, **config.get("rate-limits", {})}
+        self.catalog = Catalog(TOOL_INDEX, self.store)
+        self.plugins = PluginHost(
+            plugins.guards, plugins.gates, plugins.observers, config, guard_timeout=plugins.guard_timeout
+        )
+        self.chain = Chain(
+            self.store,
+            self.catalog,
+            self.plugins,
+            gate_timeout=plugins.gate_timeout,
+            stale_grace=settings.policy.stale_grace,
+        )
+
+    def _make_services(self) -> None:
+        settings = self.settings
+        self.proxy = Proxy(self.chain, self.journal, self.metrics, settings.journal.full_wait)
+        self.registry = Registry(self.store, self.vault, on_change=self.changed)
+        self.upstreams = Upstreams(self.store, self.registry, self._spawn, self.changed)
+        self.accounts = Accounts(self.store, on_change=self.changed)
+        self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
+        self.epochs = EpochWatcher(
+            self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())
+        )
+
+    def _make_doors(self) -> None:
+        limit = self.settings.server.body_limit
+        self.mcp = McpDoor(
+            self.proxy, self.chain, self.identity, self.upstreams, self.sessions, Turnaway(self.proxy, "mcp"), limit
+        )
+        self.aggregate = AggregateDoor(self.mcp)
+        self.checks = ChecksDoor(
+            self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
+            siblings=self.settings.server.workers > 1,
+        )  # fmt: skip
+
+    def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
+        from .doors.stdio import StdioLive
+
+        return StdioLive(record, secrets, adapter("upstreams.mcp_stdio"))
+
+    def changed(self) -> None:
+        """A policy write happened in this process: drop what was compiled, at once, and let the watcher do the rest."""
+        self.identity.forget()
+        self.chain.invalidate()
+        self.epochs.nudge()
+
+    async def _apply(self) -> None:
+        """The epoch moved, here or elsewhere."""
+        self.identity.forget()
+        self.chain.invalidate()
+        await self.upstreams.sync()
+
+    def _gauges(self) -> None:
+        def breakers() -> list[tuple[tuple[str, ...], float]]:
+            states = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
+            return [
+                ((live.name,), states.get(state, 2.0)) for live in self.upstreams.all() if (state := live.breaker_state)
+            ]
+
+        self.metrics.gauges += [
+            Gauge(
+                "agenticmail_in_flight",
+                "Calls forwarded and not yet answered.",
+                (),
+                lambda: [((), self.proxy.in_flight)],
+            ),
+            Gauge(
+                "agenticmail_journal_lag_records",
+                "Records not yet drained to the store.",
+                (),
+                lambda: [((), self.journal.lag().records)],
+            ),
+            Gauge(
+                "agenticmail_journal_lag_seconds",
+                "Age of the oldest record not yet drained.",
+                (),
+                lambda: [((), self.journal.lag().seconds)],
+            ),
+            Gauge(
+                "agenticmail_plugin_faults",
+                "Answers of plugins that were none, exceptions and time-outs.",
+                ("plugin",),
+                lambda: [((name,), count) for name, count in self.plugins.faults.items()],
+            ),
+            Gauge("agenticmail_breaker_state", "0 closed, 1 half open, 2 open.", ("upstream",), breakers),
+        ]
+
+    async def ready(self) -> dict[str, str]:
+        """What keeps this worker from serving: {part: sentence}, empty when it is ready."""
+        problems: dict[str, str] = {}
+        try:
+            await self.store.ping()
+        except StoreError as error:
+            problems["store"] = error.message
+        if self.journal.problem:
+            problems["journal"] = self.journal.problem
+        return problems
+
+    async def close(self) -> None:
+        """Stop in order: no upstream, nothing unrecorded, no store. The server has waited for calls in flight."""
+        self.checks.close_all()
+        await self.upstreams.close(1.0)
+        await self._undo()
+
+    async def _undo(self) -> None:
+        problems: list[str] = []
+        for close in reversed(self._opened):
+            try:
+                await close()
+            except EnterpriseError as error:
+                problems.append(error.message)
+        self._opened.clear()
+        if problems:
+            raise StoreError("; ".join(problems))
