@@ -4,6 +4,7 @@
 * `ids`: time-ordered ids with a prefix that names the kind.
 * `profiles`: a permission profile as data.
 * `records`: what is stored, with indexes and migrations; `store`: the port it is stored behind.
+* `approvals`: what is stored of held calls, their policies, grants and notifications.
 * `calls`: one call on its way through, and the verdict on it.
 * `plugins`: the ports of guards, gates and observers.
 * `tools/`: the tool catalog as typed data; `skills`, `presets`: what groups and grants them.

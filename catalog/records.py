@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from .approvals import APPROVAL_ENTITIES
 from .profiles import Profile, Risk, SideEffect
 from .store import Entity, Index, Record
 
@@ -265,5 +266,5 @@ class Migration(msgspec.Struct, frozen=True):
     indexes: tuple[tuple[str, str], ...] = ()
 
 
-MIGRATIONS: Final = (Migration(1, ENTITIES),)
+MIGRATIONS: Final = (Migration(1, ENTITIES), Migration(2, APPROVAL_ENTITIES))
 """In order, without gaps. Released ones never change; a new entity or index is a new Migration at the end."""

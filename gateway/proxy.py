@@ -37,6 +37,13 @@ class Sender(Protocol):
         """Raises UpstreamError; an `unsent` one when not a byte can have been processed."""
 
 
+class Holds(Protocol):
+    """What becomes of held calls. `doors.held.Held`."""
+
+    async def release(self, call: Call, verdict: Verdict) -> Verdict:
+        """Allow, where nobody need be asked; else the verdict as it is. Never raises."""
+
+
 class Passed:
     """A call that was forwarded: the answer, and the ticket that `finish` closes when the last byte has passed."""
 
@@ -60,6 +67,7 @@ class Proxy:
         self.metrics = metrics
         self.in_flight = 0
         self.full_wait = full_wait
+        self.holds: Holds | None = None
 
     async def handle(
         self, call: Call, sender: Sender, head: bytes, body: bytes, started: int, *, stream: bool = False
@@ -73,7 +81,10 @@ class Proxy:
         if verdict is None:
             verdict = await self.chain.settle(call)
         if verdict.effect != "allow":
-            return await self.refuse(call, verdict, len(body), started)
+            if verdict.effect == "hold" and self.holds is not None:
+                verdict = await self.holds.release(call, verdict)
+            if verdict.effect != "allow":
+                return await self.refuse(call, verdict, len(body), started)
         try:
             ticket = self.journal.begin(call, verdict, len(body))
         except JournalFull:

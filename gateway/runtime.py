@@ -20,8 +20,14 @@ from ..policies.catalogue import Catalog
 from ..policies.chain import Chain
 from ..policies.pluginhost import PluginHost
 from .accounts import Accounts
+from .approvals.book import Book
+from .approvals.engine import ApprovalEngine
+from .approvals.notify import Notifier
+from .approvals.runner import GatewayRunner
+from .approvals.sweep import Sweeper
 from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
+from .doors.held import Held
 from .doors.mcp import McpDoor
 from .doors.turnaway import Turnaway
 from .epochs import EpochWatcher
@@ -76,6 +82,7 @@ class Runtime:
     upstreams: Upstreams
     accounts: Accounts
     epochs: EpochWatcher
+    approvals: ApprovalEngine
     mcp: McpDoor
     aggregate: AggregateDoor
     checks: ChecksDoor
@@ -120,6 +127,8 @@ class Runtime:
         await self.upstreams.sync()
         await self.epochs.start()
         self._opened.append(self.epochs.stop)
+        self._sweeper.start()
+        self._opened.append(self._sweeper.stop)
         self._gauges()
 
     @staticmethod
@@ -156,10 +165,20 @@ class Runtime:
         self.registry = Registry(self.store, self.vault, on_change=self.changed)
         self.upstreams = Upstreams(self.store, self.registry, self._spawn, self.changed)
         self.accounts = Accounts(self.store, on_change=self.changed)
+        self._make_approvals()
         self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
         self.epochs = EpochWatcher(
             self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())
         )
+
+    def _make_approvals(self) -> None:
+        settings = self.settings.approvals
+        book = Book(self.store, self.vault, lambda: self.chain.epoch, on_change=self.changed)
+        runner = GatewayRunner(self.store, self.proxy, self.upstreams)
+        self.approvals = ApprovalEngine(self.store, self.vault, book=book, runner=runner, settings=settings)
+        self.chain.approvals = book.hold
+        self.proxy.holds = self.held = Held(self.approvals, self.chain)
+        self._sweeper = Sweeper(self.approvals, Notifier(self.store, self.vault, settings))
 
     def _make_doors(self) -> None:
         limit = self.settings.server.body_limit
@@ -171,6 +190,8 @@ class Runtime:
             self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
             siblings=self.settings.server.workers > 1,
         )  # fmt: skip
+
+        self.mcp.held = self.checks.held = self.held
 
     def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
         from .doors.stdio import StdioLive

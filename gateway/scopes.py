@@ -37,16 +37,23 @@ SCOPES: Final[Mapping[str, str]] = MappingProxyType({
     STDIO: "With upstreams:write: register servers that the gateway starts as a child process on its host.",
     "catalog:read": "See the catalog: skills, tools, presets, tool policies.",
     "calls:read": "See the record of calls, and statistics over it.",
+    "approvals:read": "See held calls with all of their arguments, and who decided about them.",
+    "approvals:decide": "Decide about held calls, as far as the policy asks this person or key; make standing grants.",
+    "approvals:request": "Ask for the approval of a call that an agent will run itself.",
+    "approval-policies:read": "See approval policies and notification channels: never a stored address or secret.",
+    "approval-policies:write": "Create, change and delete approval policies and notification channels.",
     "audit:read": "See who changed what, and who was refused.",
     "metrics:read": "Read /metrics from another machine.",
 })  # fmt: skip
 """Scope -> what it permits, for people."""
 
 _VIEWER: Final = ("agents:read", "profiles:read", "upstreams:read", "catalog:read", "calls:read")
-_MEMBER: Final = (*_VIEWER, "agents:write")
+_MEMBER: Final = (
+    *_VIEWER, "agents:write", "approvals:read", "approvals:decide", "approvals:request", "approval-policies:read",
+)  # fmt: skip
 _ADMIN: Final = (
     *_MEMBER, "profiles:write", "keys:read", "keys:revoke", KEYS_CREATE, "upstreams:write", "audit:read",
-    "metrics:read",
+    "metrics:read", "approval-policies:write",
 )  # fmt: skip
 
 ROLE_SCOPES: Final[Mapping[Role, frozenset[str]]] = MappingProxyType({

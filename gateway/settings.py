@@ -66,6 +66,27 @@ class LogSettings(_Section, kw_only=True, frozen=True):
     format: Literal["auto", "console", "json"] = "auto"
 
 
+class ApprovalSettings(_Section, kw_only=True, frozen=True):
+    """Seconds. `hold_timeout`: how long a held request stays open for its answer (most clients give up at 60);
+    `progress`: how often its client hears of it meanwhile; `replay`: for how long a repeat of a decided call gets the
+    same answer; `lease`: how long a worker has for one execution. `public_url` is what links in messages begin with.
+    `idempotency`: how long a call that must not run twice is remembered."""
+
+    hold_timeout: Annotated[float, msgspec.Meta(ge=0, le=600)] = 45.0
+    progress: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    replay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
+    lease: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 120.0
+    sweep: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.5
+    idempotency: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
+    public_url: str = ""
+    smtp_host: str = ""
+    smtp_port: Port = 587
+    smtp_user: str = ""
+    smtp_password: str = ""
+    smtp_from: str = ""
+    smtp_tls: Literal["starttls", "tls", "none"] = "starttls"
+
+
 class Settings(_Section, kw_only=True, frozen=True):
     """Everything. `data_dir` holds the spool and the key file; `database` is a URL. `secret_key` (base64, 32 bytes)
     overrides the key file `data_dir/secret.key`; it is never printed."""
@@ -78,3 +99,4 @@ class Settings(_Section, kw_only=True, frozen=True):
     plugins: PluginSettings = PluginSettings()
     policy: PolicySettings = PolicySettings()
     log: LogSettings = LogSettings()
+    approvals: ApprovalSettings = ApprovalSettings()

@@ -38,7 +38,7 @@ FOREIGN: Final = frozenset(
 )
 """Variables of the AgenticMail server and its clients, which may well run on the same machine, and of our test runs."""
 
-SECRET_PATHS: Final = frozenset({"secret_key"})
+SECRET_PATHS: Final = frozenset({"secret_key", "approvals.smtp_password"})
 """Never shown, not even when they are wrong."""
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..catalog.calls import AgentView, Call, Principal, Tool, Verdict
@@ -35,7 +35,7 @@ from .patterns import compiled
 from .pluginhost import PluginHost
 from .running import ask_gates, guard_fault, run_guards, weigh
 from .snapshot import MAX_PROFILES, MAX_SNAPSHOTS, AgentSnapshot, Generation, Ready, SnapshotKey, Subject, standing
-from .verdicts import denied, fault, shown
+from .verdicts import Finding, denied, fault, shown, spoken
 from .watchdog import FAULTS
 
 STALE_RULE: Final = "policy-freshness"
@@ -44,6 +44,7 @@ LOAD_SECONDS: Final = 10.0
 """How long one agent's policy may take to load before its call is denied."""
 
 Named = list[tuple[str, GuardFunction]]
+ApprovalFinder = Callable[[AgentView, Tool], Awaitable[Finding | None]]
 
 
 def assemble(
@@ -119,6 +120,8 @@ class Chain:
         self._closed = False
         self._epoch = 1
         self._generation = Generation(1)
+        #: What approval policies say to a tool that would pass. Asked when a tool is compiled, never on the warm path.
+        self.approvals: ApprovalFinder | None = None
 
     # -- the warm path -------------------------------------------------------------------------------------------------
     def decide(self, call: Call) -> Verdict | None:
@@ -178,12 +181,31 @@ class Chain:
         if ready is None:
             async with asyncio.timeout(self._load_timeout):
                 tool = await self._catalog.load(principal.org, tool_id)
-            ready = assemble(snapshot, tool, self.plugins, verdict=generation.verdict(snapshot, tool))
+            standing_verdict = await self._with_approvals(snapshot, tool, generation.verdict(snapshot, tool))
+            ready = assemble(snapshot, tool, self.plugins, verdict=standing_verdict)
             # What was read is at least as new as this call, and is kept only if nothing changed in the meantime. A
             # policy that cannot be compiled is not kept: a plugin may have been resting after it hung.
             if snapshot.epoch == self._epoch and ready.verdict.code != "POLICY_ERROR":
                 snapshot.keep(tool_id, ready)
         return snapshot, ready
+
+    async def _with_approvals(self, snapshot: AgentSnapshot, tool: Tool, verdict: Verdict) -> Verdict:
+        """A call that would pass is held where an approval policy says so. StoreError."""
+        if self.approvals is None or verdict.effect != "allow" or snapshot.agent is None:
+            return verdict
+        async with asyncio.timeout(self._load_timeout):
+            finding = await self.approvals(snapshot.agent, tool)
+        return verdict if finding is None else spoken(finding, snapshot.name, tool.id)
+
+    async def recheck(self, call: Call) -> Verdict:
+        """The verdict on a call that was decided about before: as `settle`, with everything read anew, and nothing
+        charged a second time. Raises StoreError, TimeoutError."""
+        subject, tool = await self.subject(call.principal, call.tool)
+        ready = assemble(subject, tool, self.plugins, peek=True)
+        verdict = run_guards(call, ready, self.plugins)
+        if verdict.effect == "deny" or not ready.gates:
+            return verdict
+        return await ask_gates(call, ready, self.plugins, self._gate_timeout) or verdict
 
     async def _snapshot(self, principal: Principal) -> AgentSnapshot:
         """The agent's snapshot of this epoch. One loader per agent at a time, whom all its callers await.

@@ -6,8 +6,7 @@
    none of them is listed, so one blocked skill is enough to lose a tool that serves two).
 4. `max_risk`, then `blocked_side_effects`: these bind tools that are allowed by name as well. An unknown tool counts as
    critical with every side effect, since nobody can say that it is less.
-5. approval, then a changed pin: hold. There is nobody to ask before approvals exist, so a held call is refused,
-   saying so.
+5. approval, then a changed pin: hold. Whoever is asked, and what happens then, is `gateway.approvals`' business.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from .verdicts import Finding, allowed, shown, spoken
 
 ALL_SIDE_EFFECTS: Final[tuple[SideEffect, ...]] = get_args(SideEffect)
 DEFAULT_DENY: Final = "default-deny"
-NOT_YET: Final = "approvals are not available in this version yet, so do something else or ask an administrator"
 
 
 def unknown_tool(tool_id: str) -> Tool:
@@ -114,14 +112,14 @@ def _approval(profile: Profile, tool: Tool) -> Finding | None:
     rule = approval_rule(profile, tool)
     if rule is None:
         return None
-    because = f"a person must approve this call first ({shown(rule)}), and {NOT_YET}."
+    because = f"a person must approve this call first ({shown(rule)})."
     return Finding("hold", rule, "APPROVAL_REQUIRED", because)
 
 
 def _pin(profile: Profile, tool: Tool) -> Finding | None:
     if not tool.pin_held:
         return None
-    because = f"its server changed the tool's description, and a person must look at it first; {NOT_YET}."
+    because = "its server changed the tool's description, and a person must look at it first."
     return Finding("hold", "pin", "PIN_CHANGED", because, ("pin-changed",))
 
 

@@ -220,7 +220,7 @@ class AggregateDoor:
         except UpstreamError as error:
             return json_response(200, failed_body(subject, message["id"], call.id, error, visit.modern))
         if isinstance(passed, Verdict):
-            return json_response(200, denied_body(subject, message["id"], call.id, passed, visit.modern))
+            return await self.door.refused(visit, message, subject, local, call, passed)
         return await self._finish(visit, passed, sender, reply, subject)
 
     async def _finish(

@@ -36,6 +36,7 @@ from ..journal import Ticket
 from ..proxy import JOURNAL_FULL, Proxy
 from ..wire import RawResponse, json_response, read_body
 from .headers import check_body_headers, request_id, scan, trace
+from .held import Held
 from .jsonrpc import RpcError, decode, encode
 from .turnaway import Turnaway
 
@@ -102,6 +103,7 @@ class ChecksDoor:
         self._turnaway = turnaway
         self._body_limit = body_limit
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self.held: Held | None = None
 
     async def check(self, request: web.BaseRequest) -> web.StreamResponse:
         """`POST /api/engine/check-permission`."""
@@ -222,11 +224,16 @@ class ChecksDoor:
         verdict = chain.decide(call)
         if verdict is None:
             verdict = await chain.settle(call)
+        if verdict.effect == "hold" and self.held is not None:
+            verdict = await self.held.release(call, verdict)
         if verdict.effect == "allow":
             verdict = await self._remember(call, verdict, len(raw))
         else:
             verdict = await self._proxy.refuse(call, verdict, len(raw), started)
-        return _answer(call, verdict)
+        answer = _answer(call, verdict)
+        if verdict.effect == "hold" and self.held is not None:
+            answer |= await self.held.checked(call, verdict)
+        return answer
 
     async def _remember(self, call: Call, verdict: Verdict, size: int) -> Verdict:
         """Open the record of an allowed check; its report closes it."""

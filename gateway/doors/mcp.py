@@ -34,6 +34,7 @@ from ..upstreams import Upstreams
 from ..wire import RawResponse, json_response, read_body
 from . import relay
 from .headers import Scan, check_body_headers, request_id, scan, trace
+from .held import HELD_METHODS, Held
 from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, plain_call, subject_of
 from .lists import filter_message
 from .mcpfacts import (
@@ -131,6 +132,7 @@ class McpDoor:
         self.sessions = sessions
         self.turnaway = turnaway
         self.body_limit = body_limit
+        self.held: Held | None = None
 
     async def handle(self, request: web.BaseRequest, server: str) -> web.StreamResponse:
         """Answer one request to `/mcp/{server}`. Raises nothing but ConnectionError and CancelledError."""
@@ -247,8 +249,16 @@ class McpDoor:
         except UpstreamError as error:
             return json_response(200, failed_body(subject, rpc_id, call.id, error, visit.modern))
         if isinstance(passed, Verdict):
-            return json_response(200, denied_body(subject, rpc_id, call.id, passed, visit.modern))
+            return await self.refused(visit, message, subject, name, call, passed)
         return await self._answer(visit, passed, subject, rpc_id)
+
+    async def refused(
+        self, visit: Visit, message: dict[str, Any], subject: Subject, name: str, call: Call, verdict: Verdict
+    ) -> web.StreamResponse:
+        """The answer to a call that is not forwarded: denied, or waiting for a person."""
+        if verdict.effect == "hold" and self.held is not None and message["method"] in HELD_METHODS:
+            return await self.held.answer(visit, message, subject, name, call, verdict)
+        return json_response(200, denied_body(subject, message["id"], call.id, verdict, visit.modern))
 
     def call(self, visit: Visit, call_id: str, subject: Subject, name: str, arguments: dict[str, Any]) -> Call:
         live = visit.live

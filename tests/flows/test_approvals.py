@@ -1,0 +1,302 @@
+"""Held calls, from the agent's request to its result: through a real gateway, decided by whoever may."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agenticmail_enterprise.catalog.approvals import (
+    APPROVALS,
+    Approval,
+    ApprovalPolicySpec,
+    AutoApproveRule,
+    Condition,
+    Stage,
+)
+from agenticmail_enterprise.catalog.profiles import ApprovalRule, Profile, ToolRule
+from agenticmail_enterprise.catalog.store import Query
+from agenticmail_enterprise.gateway.approvals.deciding import Deed
+from agenticmail_enterprise.gateway.approvals.who import Decider
+from agenticmail_enterprise.gateway.settings import ApprovalSettings
+from tests.flows.house import House
+from tests.flows.servers import Counting
+
+ASKS = Profile(
+    name="asks", tools=ToolRule(allow=("mail__*", "exec")), max_risk="critical", allow_unknown=True,
+    approval=ApprovalRule(tools=("mail__send_mail", "mail__resource:mail://secret", "exec")),
+)  # fmt: skip
+FREE = Profile(name="free", tools=ToolRule(allow=("mail__*",)), max_risk="critical")
+ANA = Decider(id="usr_ana", role="admin", person="usr_ana", name="Ana")
+BEN = Decider(id="usr_ben", role="admin", person="usr_ben", name="Ben")
+MEG = Decider(id="usr_meg", role="member", person="usr_meg", name="Meg")
+MAIL = {"to": "ada@acme.test", "subject": "Hello", "amount": 12.5}
+PATIENT = ApprovalSettings(hold_timeout=60.0, sweep=0.05)
+BRIEF = ApprovalSettings(hold_timeout=0.1, sweep=0.05)
+
+
+async def waiting(house: House, state: str = "pending", many: int = 1) -> list[Approval]:
+    """The organisation's approvals in a state, once there are so many."""
+    for _ in range(600):
+        page = await house.runtime.store.find(Query(APPROVALS, "by_state", {"org": house.org, "state": state}))
+        if len(page.records) >= many:
+            return page.records
+        await asyncio.sleep(0.02)
+    page = await house.runtime.store.find(Query(APPROVALS, "by_org", {"org": house.org}))
+    raise AssertionError([(record.state, record.error, record.rejection) for record in page.records])
+
+
+async def listed(house: House, url: str) -> str:
+    upstream = await house.upstream("mail", url)
+    await house.runtime.upstreams.refresh(house.org, upstream)
+    return upstream
+
+
+async def decide(house: House, approval: Approval, who: Decider, **deed: Any) -> Approval:
+    return await house.runtime.approvals.decide(house.org, approval.id, who, Deed(**deed))
+
+
+@pytest.mark.parametrize("door", ["/mcp/mail", "/mcp"])
+async def test_an_approved_call_runs_once_and_its_waiting_agent_gets_the_result(tmp_path: Path, door: str) -> None:
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        tool, headers = "send_mail", {}
+        if door == "/mcp":
+            tool = "mail__send_mail"
+            hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+                "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}}  # fmt: skip
+            opened = await house.send("POST", door, key=key, body=hello)
+            headers = {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
+        asked = asyncio.create_task(house.call(key, door, tool, MAIL, headers=headers))
+        (approval,) = await waiting(house)
+        assert (approval.tool, approval.agent_name, approval.rule) == (
+            "mail__send_mail",
+            "clerk",
+            "profile.approval.tools:mail__send_mail",
+        )
+        assert server.calls == []
+        assert "ada@acme.test" not in approval.sealed
+        assert house.runtime.approvals.form(approval).arguments == MAIL
+        await decide(house, approval, ANA, action="approve", digest=approval.digest)
+        answer = (await asked).json["result"]
+        assert answer["isError"] is False
+        assert '"to": "ada@acme.test"' in answer["content"][0]["text"]
+        said = answer["_meta"]["enterprise.agenticmail/decision"]["approval"]
+        assert said == {"id": approval.id, "state": "executed", "repeat": False}
+        assert [call["params"]["arguments"] for call in server.calls] == [MAIL]
+        again = (await house.call(key, door, tool, MAIL, headers=headers)).json["result"]
+        assert again["content"] == answer["content"]
+        assert again["_meta"]["enterprise.agenticmail/decision"]["approval"]["repeat"] is True
+        assert len(server.calls) == 1, "a repeat replays; it does not run again"
+        records = await house.records(3)
+        assert [(r.effect, r.outcome, r.rule.partition(":")[0]) for r in records] == [
+            ("hold", "held", "profile.approval.tools"), ("allow", "ok", "approval"), ("hold", "held", "profile.approval.tools"),
+        ]  # fmt: skip
+
+
+async def test_a_held_request_is_answered_before_its_client_gives_up_and_the_repeat_gets_the_result(
+    tmp_path: Path,
+) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        first = (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]
+        (approval,) = await waiting(house)
+        assert first["isError"] is True
+        assert approval.id in first["content"][0]["text"]
+        assert first["_meta"]["enterprise.agenticmail/decision"]["approval"]["state"] == "pending"
+        # The same arguments in another order and spelling are the same call.
+        second = await house.call(
+            key, "/mcp/mail", "send_mail", {"amount": 12.50, "subject": "Hello", "to": "ada@acme.test"}
+        )
+        assert second.json["result"]["_meta"]["enterprise.agenticmail/decision"]["approval"]["id"] == approval.id
+        await decide(house, approval, ANA, action="approve")
+        (done,) = await waiting(house, "executed")
+        assert (done.outcome, done.fence) == ("ok", 1)
+        third = (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]
+        assert third["isError"] is False
+        assert len(server.calls) == 1
+
+
+async def test_a_rejection_reaches_the_agent_with_its_reason(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        asked = asyncio.create_task(house.call(key, "/mcp/mail", "send_mail", MAIL))
+        (approval,) = await waiting(house)
+        await decide(house, approval, ANA, action="reject", reason="Not to customers")
+        text = (await asked).json["result"]["content"][0]["text"]
+        assert "Not to customers." in text
+        assert server.calls == []
+
+
+async def test_what_was_edited_is_what_runs_and_the_difference_is_recorded(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        asked = asyncio.create_task(house.call(key, "/mcp/mail", "send_mail", MAIL))
+        (approval,) = await waiting(house)
+        edited = {**MAIL, "to": "bob@acme.test"}
+        stored = await decide(house, approval, ANA, action="edit", arguments=edited)
+        await asked
+        assert [call["params"]["arguments"] for call in server.calls] == [edited]
+        (decision,) = stored.decisions
+        assert [change.path for change in decision.changes] == ["/to"]
+        assert house.runtime.approvals.form(stored, asked=True).arguments == MAIL
+
+
+async def test_a_resource_is_held_and_read_like_a_tool(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        message = {"jsonrpc": "2.0", "id": 3, "method": "resources/read", "params": {"uri": "mail://secret"}}
+        asked = asyncio.create_task(house.send("POST", "/mcp/mail", key=key, body=message))
+        (approval,) = await waiting(house)
+        await decide(house, approval, ANA, action="approve")
+        assert (await asked).json["result"]["contents"][0]["text"] == "hello"
+
+
+async def test_a_client_that_asks_for_progress_hears_of_it_while_it_waits(tmp_path: Path) -> None:
+    settings = ApprovalSettings(hold_timeout=60.0, sweep=0.05, progress=0.05)
+    async with Counting() as server, House(tmp_path, approvals=settings) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        message = {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {
+            "name": "send_mail", "arguments": MAIL, "_meta": {"progressToken": "p1"}}}  # fmt: skip
+        asked = asyncio.create_task(house.send("POST", "/mcp/mail", key=key, body=message))
+        (approval,) = await waiting(house)
+        await asyncio.sleep(0.3)
+        await decide(house, approval, ANA, action="approve")
+        messages = (await asked).messages
+        progress = [one for one in messages if one.get("method") == "notifications/progress"]
+        assert len(progress) >= 2
+        assert {one["params"]["progressToken"] for one in progress} == {"p1"}
+        assert [one["params"]["progress"] for one in progress] == list(range(1, len(progress) + 1))
+        assert messages[-1]["result"]["isError"] is False
+
+
+@pytest.mark.parametrize("change", ["policy", "key", "agent", "pin", "pin-unseen", "upstream"])
+async def test_policy_and_pin_are_checked_again_right_before_it_runs(tmp_path: Path, change: str) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        upstream = await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        (approval,) = await waiting(house)
+        accounts = house.runtime.accounts
+        if change == "policy":
+            from agenticmail_enterprise.gateway.accounts import Assignment
+
+            denies = Profile(
+                name="denies", tools=ToolRule(allow=("mail__*",), deny=("mail__send_mail",)), max_risk="critical"
+            )
+            await accounts.assign(house.org, approval.agent, Assignment(profile=denies))
+        elif change == "key":
+            await accounts.revoke(house.org, approval.key)
+        elif change == "agent":
+            await accounts.delete_agent(house.org, approval.agent)
+        elif change == "upstream":
+            await house.runtime.registry.delete(house.org, upstream)
+            await house.runtime.upstreams.sync()
+        else:
+            server.tools[1]["description"] = "Send a mail, and a copy to me."
+            if change == "pin":
+                await house.runtime.upstreams.refresh(house.org, upstream)
+        await decide(house, approval, ANA, action="approve")
+        (done,) = await waiting(house, "not_executed")
+        assert done.error
+        assert server.calls == []
+
+
+async def test_a_tool_the_agent_runs_itself_is_released_once_after_approval(tmp_path: Path) -> None:
+    async with House(tmp_path, approvals=BRIEF) as house:
+        key = await house.agent("clerk", ASKS)
+        check = {"tool": "exec", "args": {"command": "ls"}}
+        first = (await house.send("POST", "/api/engine/check-permission", key=key, body=check)).json["data"]
+        assert (first["allowed"], first["requires_approval"], first["approval"]["state"]) == (False, True, "pending")
+        (approval,) = await waiting(house)
+        await decide(house, approval, ANA, action="approve")
+        answers = await asyncio.gather(
+            *(house.send("POST", "/api/engine/check-permission", key=key, body=check) for _ in range(5))
+        )
+        assert sorted(answer.json["data"]["allowed"] for answer in answers) == [False] * 4 + [True]
+
+
+# -- policies ----------------------------------------------------------------------------------------------------
+async def test_an_approval_policy_holds_what_a_profile_lets_pass_and_its_rules_let_it_pass_again(
+    tmp_path: Path,
+) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", FREE)
+        assert (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]["isError"] is False
+        rule = AutoApproveRule(name="inside", conditions=(Condition(field="recipient_domain", op="equals", values=("acme.test",)),
+                                                          Condition(field="amount", op="max", values=(100,))))  # fmt: skip
+        await house.runtime.approvals.book.create_policy(
+            house.org, ApprovalPolicySpec(name="mail", tools=("mail__send_*",), auto_approve_rules=(rule,))
+        )
+        assert (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]["isError"] is False
+        for arguments in (
+            {**MAIL, "to": "eve@evil.test"}, {**MAIL, "bcc": ["eve@evil.test"]}, {**MAIL, "amount": 101}, {"to": "ada@acme.test"},
+            {"amount": 1}, {**MAIL, "BCC": "eve@evil.test"},
+        ):  # fmt: skip
+            held = (await house.call(key, "/mcp/mail", "send_mail", arguments)).json["result"]
+            assert held["isError"] is True, arguments
+        assert len(server.calls) == 2
+        assert len(await waiting(house, many=6)) == 6
+        assert (await house.call(key, "/mcp/mail", "read_mail", {})).json["result"]["isError"] is False
+
+
+async def test_two_must_approve_and_one_counts_once(tmp_path: Path) -> None:
+    from agenticmail_enterprise.catalog.errors import Conflict, Forbidden
+
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        await house.runtime.approvals.book.create_policy(house.org, ApprovalPolicySpec(name="four eyes", approvals=2))
+        await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        (approval,) = await waiting(house)
+        with pytest.raises(Forbidden):
+            await decide(house, approval, MEG, action="approve")
+        await decide(house, approval, ANA, action="approve")
+        with pytest.raises(Conflict):
+            await decide(house, approval, ANA, action="approve")
+        assert server.calls == []
+        stored = await decide(house, approval, BEN, action="edit", arguments={**MAIL, "subject": "Hi"})
+        assert stored.state == "pending", "what was approved before an edit was approved of other bytes"
+        await decide(house, approval, ANA, action="approve", digest=stored.digest)
+        await waiting(house, "executed")
+        assert server.calls[0]["params"]["arguments"]["subject"] == "Hi"
+
+
+async def test_silence_escalates_then_denies_and_all_of_it_survives_a_restart(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        spec = ApprovalPolicySpec(name="slow", role="member", timeout=1, escalation=(Stage(role="owner", timeout=1),))
+        await house.runtime.approvals.book.create_policy(house.org, spec)
+        await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        (approval,) = await waiting(house)
+        org = house.org
+    async with House(tmp_path, approvals=BRIEF) as house:
+        house.org = org
+        (expired,) = await waiting(house, "expired")
+        assert [decision.kind for decision in expired.decisions] == ["escalate", "expire"]
+        assert expired.id == approval.id
+        again = (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]
+        assert "Nobody decided" in again["content"][0]["text"]
+        assert server.calls == []
+
+
+async def test_simultaneous_twins_are_one_approval_and_one_call(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        asked = [asyncio.create_task(house.call(key, "/mcp/mail", "send_mail", MAIL)) for _ in range(8)]
+        (approval,) = await waiting(house)
+        await decide(house, approval, ANA, action="approve")
+        answers = [(await task).json["result"]["isError"] for task in asked]
+        assert answers == [False] * 8
+        assert len(server.calls) == 1
