@@ -37,6 +37,7 @@ within its own organisation; what belongs to another one is not found.
 """
 
 TAGS: Final = {
+    "approvals": "Held calls, decisions about them, approval policies, standing grants, notification channels.",
     "agents": "Agents and their permission profiles.",
     "keys": "API keys: shown once, revocable at once, unable to widen themselves.",
     "upstreams": "The MCP servers behind the gateway, and the tools they offer.",

@@ -18,6 +18,7 @@ from ..catalog.errors import BadRequest, EnterpriseError, Forbidden, Preconditio
 from ..catalog.records import Role
 from ..catalog.store import Store
 from ..gateway.accounts import Accounts
+from ..gateway.approvals.engine import ApprovalEngine
 from ..gateway.metrics import Metrics
 from ..gateway.registry import Registry
 from ..gateway.scopes import ROLE_SCOPES, SCOPES, covers
@@ -153,6 +154,9 @@ class Runtime(Protocol):
 
     @property
     def metrics(self) -> Metrics: ...
+
+    @property
+    def approvals(self) -> ApprovalEngine: ...
 
 
 class Context:

@@ -20,7 +20,7 @@ from ...catalog.approvals import APPROVALS, FINAL, Approval
 from ...catalog.calls import Tool
 from ...catalog.errors import Conflict, Forbidden, NotFound, Stale, ValidationFailed
 from ...catalog.ids import new_id
-from ...catalog.records import KEYS, USERS
+from ...catalog.records import AGENTS, KEYS, USERS, Agent
 from ...catalog.store import Insert, Query, Replace, Store
 from ...policies.approvals import terms_of
 from ..settings import ApprovalSettings
@@ -239,6 +239,19 @@ class ApprovalEngine:
         refusal = may_decide(approval, decider, requester)
         if refusal:
             raise Forbidden(refusal, stage=approval.stage + 1, role=stage_of(approval).role)
+
+    async def check_grant(self, org: str, agent_id: str, tool: Tool, decider: Decider) -> None:
+        """Only who could approve such a call alone may grant it ahead. Forbidden, NotFound for the agent."""
+        agent: Agent | None = await self.store.get(AGENTS, org, agent_id)
+        if agent is None:
+            raise NotFound("There is no such agent.")
+        terms = terms_of(await self.book.policy_for(org, agent.id, agent.name, tool))
+        if terms.approvals > 1:
+            raise Forbidden(f"Such calls need {terms.approvals} approvals each, so that nobody can grant them ahead.")
+        if not decider.may(terms.stages[0]):
+            raise Forbidden(f"Such calls are for the role {terms.stages[0].role} or the named approvers to decide.")
+        if terms.separation_of_duties:
+            raise Forbidden("Separation of duties: such calls are decided about one by one.")
 
     async def _check_delegate(self, org: str, deed: Deed) -> None:
         entity = USERS if deed.to.startswith("usr_") else KEYS

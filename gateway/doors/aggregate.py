@@ -23,6 +23,7 @@ from ..wire import RawResponse, encode_headers, json_response, read_body, status
 from .aggregate_calls import CallSender, Conversation, Reply, answer_stream
 from .aggregate_lists import merged, owner_of_uri, split_name
 from .headers import check_body_headers
+from .held import TASK_METHODS, TASKS, own_task
 from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, subject_of
 from .mcp import McpDoor, Visit
 from .mcpfacts import (
@@ -112,6 +113,8 @@ class AggregateDoor:
         subject = JUDGED.get(method)
         if subject is not None:
             return await self._judged(visit, message, subject, conversation, body)
+        if method in TASK_METHODS and self.door.held is not None and (task := own_task(message)):
+            return await self.door.held.task(visit, message, task)
         result = await self._unjudged(visit, message, method, conversation)
         if visit.modern:
             result = {"resultType": "complete", **result}
@@ -272,7 +275,7 @@ class AggregateDoor:
         if method == "server/discover":
             return {
                 "supportedVersions": [MODERN],
-                "capabilities": CAPABILITIES,
+                "capabilities": {**CAPABILITIES, "extensions": {TASKS: {}}},
                 "serverInfo": SERVER_INFO,
                 "instructions": INSTRUCTIONS,
                 "ttlMs": 0,

@@ -7,26 +7,32 @@ sent from here: an approved call is the executor's, whether anybody waits or not
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
 from ...catalog.approvals import FINAL, Approval
 from ...catalog.calls import Call, Verdict
-from ...catalog.errors import EnterpriseError
+from ...catalog.errors import EnterpriseError, NotFound
 from ...policies.chain import Chain
 from ..approvals.engine import ApprovalEngine, Ask
 from ..approvals.runner import pin_for
 from ..wire import RawStream, json_response
 from .jsonrpc import encode, error_body
-from .mcpfacts import META_CAPABILITIES, POLICY_DENIED, TOOL, Subject
+from .mcpfacts import INTERNAL_ERROR, INVALID_PARAMS, META_CAPABILITIES, POLICY_DENIED, TOOL, Subject
 from .refusals import DECISION_META, decision_meta
 from .sse import event
 
 HELD_METHODS: Final = frozenset({"tools/call", "resources/read", "prompts/get"})
 """What can be carried out later. A subscription cannot: its request stays refused."""
 
+TASK_METHODS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+APPROVAL_ID: Final = re.compile(r"apr_[0-9a-f]{32}")
+POLL_MS: Final = 5_000
 RETRY_AFTER: Final = 15.0
 TASKS: Final = "io.modelcontextprotocol/tasks"
 
@@ -134,10 +140,9 @@ class Held:
         try:
             approval, made = await self.hold(call, verdict, subject.kind, name)
             repeat = not made and approval.state in FINAL
-            if visit.modern and approval.state not in FINAL and wants_task(message):
-                return json_response(
-                    200, encode({"jsonrpc": "2.0", "id": rpc_id, "result": task_of(self.engine, approval)})
-                )
+            if visit.modern and subject is TOOL and approval.state not in FINAL and wants_task(message):
+                task = task_of(approval, True, self.engine.settings.replay)
+                return json_response(200, encode({"jsonrpc": "2.0", "id": rpc_id, "result": task}))
             stream = None
             if approval.state not in FINAL:
                 approval, stream = await self._park(visit, message, approval)
@@ -151,6 +156,32 @@ class Held:
         await stream.write(event(body))
         await stream.finish()
         return stream
+
+    async def task(self, visit: Any, message: dict[str, Any], task_id: str) -> web.StreamResponse:
+        """The answer to `tasks/get`, `tasks/update` and `tasks/cancel` about a held call of this agent's."""
+        rpc_id, who = message["id"], visit.principal
+        try:
+            approval = await self.engine.get(who.org, task_id)
+            if approval.agent != who.agent_id:
+                raise NotFound
+            result: dict[str, Any] = {"resultType": "complete"}
+            if message["method"] == "tasks/cancel":
+                if approval.state == "pending":
+                    await self.engine.cancel(who.org, task_id, who.agent_id)
+            elif message["method"] == "tasks/get":
+                result = task_of(approval, False, self.engine.settings.replay)
+                if result["status"] == "completed":
+                    held = Verdict("hold", approval.rule, "APPROVAL_REQUIRED", approval.reason)
+                    body = self.body(TOOL, rpc_id, approval.call_id, approval, held, True, repeat=False)
+                    said = msgspec.json.decode(body)
+                    if "error" in said:
+                        result["status"] = "failed"
+                    result |= {key: said[key] for key in ("result", "error") if key in said}
+        except NotFound:
+            return json_response(200, error_body(INVALID_PARAMS, "There is no such task.", rpc_id))
+        except EnterpriseError as error:
+            return json_response(200, error_body(INTERNAL_ERROR, error.message, rpc_id))
+        return json_response(200, encode({"jsonrpc": "2.0", "id": rpc_id, "result": result}))
 
     async def _park(self, visit: Any, message: dict[str, Any], approval: Approval) -> tuple[Approval, RawStream | None]:
         """Wait, telling the client from time to time if it asked to be told."""
@@ -243,8 +274,31 @@ def wants_task(message: dict[str, Any]) -> bool:
     return isinstance(extensions, dict) and TASKS in extensions
 
 
-def task_of(engine: ApprovalEngine, approval: Approval) -> dict[str, Any]:
-    raise NotImplementedError
+def task_of(approval: Approval, created: bool, replay: int) -> dict[str, Any]:
+    """A held call as a task: the answer to the call itself (`created`), or the state in an answer to `tasks/get`."""
+    final = approval.state in FINAL
+    status = "cancelled" if approval.state == "cancelled" else "completed" if final else "working"
+    task: dict[str, Any] = {
+        "resultType": "task" if created else "complete",
+        "taskId": approval.id,
+        "status": status,
+        "statusMessage": f"{approval.state.replace('_', ' ')}: {approval.tool}",
+        "createdAt": _moment(approval.created_at),
+        "lastUpdatedAt": _moment(approval.updated_at),
+        "ttlMs": sum(stage.timeout for stage in approval.terms.stages) * 1000 + replay * 1000,
+        "pollIntervalMs": POLL_MS,
+    }
+    return task
 
 
-__all__ = ["HELD_METHODS", "Held"]
+def _moment(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def own_task(message: dict[str, Any]) -> str:
+    """The id of a held call that a `tasks/...` request names; "" for an upstream's own tasks."""
+    task_id = (message.get("params") or {}).get("taskId")
+    return task_id if isinstance(task_id, str) and APPROVAL_ID.fullmatch(task_id) else ""
+
+
+__all__ = ["HELD_METHODS", "TASK_METHODS", "Held", "own_task"]

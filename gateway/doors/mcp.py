@@ -34,7 +34,7 @@ from ..upstreams import Upstreams
 from ..wire import RawResponse, json_response, read_body
 from . import relay
 from .headers import Scan, check_body_headers, request_id, scan, trace
-from .held import HELD_METHODS, Held
+from .held import HELD_METHODS, TASK_METHODS, Held, own_task
 from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, plain_call, subject_of
 from .lists import filter_message
 from .mcpfacts import (
@@ -311,6 +311,8 @@ class McpDoor:
         """Handshakes, pings, notifications, responses, completions, lists: forwarded; lists come back filtered."""
         await self._admit(visit)
         method = message.get("method")
+        if method in TASK_METHODS and "id" in message and self.held is not None and (task := own_task(message)):
+            return await self.held.task(visit, message, task)
         if method == "subscriptions/listen":
             refused = await self._judge_subscriptions(visit, message)
             if refused is not None:

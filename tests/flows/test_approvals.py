@@ -300,3 +300,51 @@ async def test_simultaneous_twins_are_one_approval_and_one_call(tmp_path: Path) 
         answers = [(await task).json["result"]["isError"] for task in asked]
         assert answers == [False] * 8
         assert len(server.calls) == 1
+
+
+# -- tasks (2026-07-28) --------------------------------------------------------------------------------------------
+def modern(method: str, params: dict[str, Any], name: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {"extensions": {"io.modelcontextprotocol/tasks": {}}},
+    }
+    headers = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method} | ({"Mcp-Name": name} if name else {})
+    return {"jsonrpc": "2.0", "id": 4, "method": method, "params": {**params, "_meta": meta}}, headers
+
+
+async def rpc(house: House, key: str, door: str, method: str, params: dict[str, Any], name: str = "") -> Any:
+    body, headers = modern(method, params, name)
+    return (await house.send("POST", door, key=key, body=body, headers=headers)).json
+
+
+@pytest.mark.parametrize("door", ["/mcp/mail", "/mcp"])
+async def test_a_client_of_tasks_gets_a_task_and_polls_it_to_the_result(tmp_path: Path, door: str) -> None:
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        other = await house.agent("other", ASKS)
+        name = "send_mail" if door != "/mcp" else "mail__send_mail"
+        task = (await rpc(house, key, door, "tools/call", {"name": name, "arguments": MAIL}, name))["result"]
+        assert (task["resultType"], task["status"]) == ("task", "working")
+        polled = (await rpc(house, key, door, "tasks/get", {"taskId": task["taskId"]}, task["taskId"]))["result"]
+        assert (polled["resultType"], polled["status"]) == ("complete", "working")
+        strange = await rpc(house, other, door, "tasks/get", {"taskId": task["taskId"]}, task["taskId"])
+        assert strange["error"]["code"] == -32602
+        (approval,) = await waiting(house)
+        await decide(house, approval, ANA, action="approve")
+        await waiting(house, "executed")
+        done = (await rpc(house, key, door, "tasks/get", {"taskId": task["taskId"]}, task["taskId"]))["result"]
+        assert (done["status"], done["result"]["isError"]) == ("completed", False)
+        assert len(server.calls) == 1
+
+
+async def test_a_task_can_be_taken_back_before_anybody_decided(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        task = (await rpc(house, key, "/mcp/mail", "tools/call", {"name": "send_mail", "arguments": MAIL}, "send_mail"))["result"]
+        await rpc(house, key, "/mcp/mail", "tasks/cancel", {"taskId": task["taskId"]}, task["taskId"])
+        done = (await rpc(house, key, "/mcp/mail", "tasks/get", {"taskId": task["taskId"]}, task["taskId"]))["result"]
+        assert done["status"] == "cancelled"
+        assert server.calls == []

@@ -14,6 +14,17 @@ from argon2 import PasswordHasher
 from agenticmail_enterprise.adapters.stores import memory
 from agenticmail_enterprise.admin_ui import examples
 from agenticmail_enterprise.admin_ui.mount import Admin, create
+from agenticmail_enterprise.catalog.approvals import (
+    APPROVAL_POLICIES,
+    APPROVALS,
+    CHANNELS,
+    GRANTS,
+    Approval,
+    ApprovalPolicy,
+    ApprovalPolicySpec,
+    Channel,
+    Grant,
+)
 from agenticmail_enterprise.catalog.calls import Principal
 from agenticmail_enterprise.catalog.records import (
     AGENTS,
@@ -34,6 +45,9 @@ from agenticmail_enterprise.catalog.records import (
 )
 from agenticmail_enterprise.catalog.store import Insert, Query
 from agenticmail_enterprise.gateway.accounts import Accounts
+from agenticmail_enterprise.gateway.approvals.canonical import digest_of
+from agenticmail_enterprise.gateway.approvals.engine import ApprovalEngine
+from agenticmail_enterprise.gateway.approvals.form import Form, seal, write
 from agenticmail_enterprise.gateway.identity import Identity
 from agenticmail_enterprise.gateway.keys import KeySpec
 from agenticmail_enterprise.gateway.metrics import Metrics
@@ -94,6 +108,7 @@ class Site:
         self.runtime.accounts = Accounts(store, on_change=changed, passwords=cheap)
         self.runtime.registry = Registry(store, self.runtime.vault, on_change=changed)
         self.runtime.upstreams = self.refresher = Refresher()
+        self.runtime.approvals = ApprovalEngine(store, self.runtime.vault)
         self.store = store
         self.accounts: Accounts = self.runtime.accounts
         self.admin: Admin = create(self.runtime)
@@ -150,6 +165,21 @@ class Site:
                 ),
             ),
             Insert(CHAIN_HEADS, ChainHead(org=org, id="calls", seq=1, hash="h")),
+        )  # fmt: skip
+        form = Form(org=org, agent=examples.AGENT_ID, upstream="mail", kind="tool", name="send", tool="mail__send",
+                    pin=pin, policy="", policy_version=0, arguments={"to": "ana@acme.test"})  # fmt: skip
+        data = write(form)
+        vault = self.runtime.vault
+        await self.store.commit(
+            Insert(APPROVALS, Approval(
+                org=org, id=examples.APPROVAL_ID, agent=examples.AGENT_ID, tool="mail__send", upstream="mail", pin=pin,
+                digest=digest_of(data), asked_digest=digest_of(data), stage_until=4_000_000_000_000,
+                sealed=seal(vault, data, org, examples.APPROVAL_ID, "sealed"))),
+            Insert(APPROVAL_POLICIES, ApprovalPolicy(
+                org=org, id=examples.APPROVAL_POLICY_ID, name="first", spec=ApprovalPolicySpec(name="first", risks=("high",)))),
+            Insert(GRANTS, Grant(org=org, id=examples.GRANT_ID, agent=examples.AGENT_ID, tool="exec",
+                                 pair=f"{examples.AGENT_ID} exec", limit=3, expires_at=4_000_000_000_000)),
+            Insert(CHANNELS, Channel(org=org, id=examples.CHANNEL_ID, name="first", events=("requested",))),
         )  # fmt: skip
         record = CallRecord(
             org=org, id=examples.CALL_ID, agent=examples.AGENT_ID, tool="mail__send", at=1_795_000_000_123_456,
