@@ -34,6 +34,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     upstream: str = ""
     known: bool = True
     pin_held: bool = False
+    once: bool = False
+    """Must not run twice (it says so itself, or a person did)."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -93,7 +95,9 @@ class Call:
     `tool` is the catalog's id; `at` is UNIX time in seconds; `ip` is the client's address, proxies resolved.
     """
 
-    __slots__ = ("_args", "at", "door", "id", "ip", "principal", "raw", "request_id", "tool", "trace_id", "upstream")
+    __slots__ = (
+        "_args", "at", "door", "id", "idempotency", "ip", "principal", "raw", "request_id", "tool", "trace_id", "upstream",
+    )  # fmt: skip
 
     def __init__(
         self, principal: Principal, tool: str, raw: bytes | msgspec.Raw, *, id: str, at: float, door: Door = "mcp",  # noqa: A002
@@ -109,6 +113,7 @@ class Call:
         self.ip = ip
         self.request_id = request_id
         self.trace_id = trace_id
+        self.idempotency = ""
         self._args: dict[str, Any] | None = None
 
     @property

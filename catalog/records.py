@@ -107,6 +107,7 @@ class ToolRecord(Record, kw_only=True, omit_defaults=True):
 
     `pin` is the SHA-256 of what was approved (name, description, schemas, annotations); `seen` of what was last
     offered: they differ when the server changed its tool since. `corrected` marks risk or effects set by a person.
+    `repeats`: what a person said about running it twice; "": as the server says (`idempotentHint: false` is `once`).
     """
 
     upstream: str = ""
@@ -123,6 +124,7 @@ class ToolRecord(Record, kw_only=True, omit_defaults=True):
     pin: str = ""
     seen: str = ""
     gone: bool = False
+    repeats: Literal["", "safe", "once"] = ""
 
 
 class CallRecord(Record, kw_only=True, omit_defaults=True, gc=False):

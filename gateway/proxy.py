@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from ..catalog.calls import Call, Verdict
 from ..catalog.errors import EnterpriseError, JournalFull, UpstreamBroken, UpstreamError, UpstreamTimeout
 from ..catalog.records import Outcome
-from ..policies.chain import Chain
+from ..policies.chain import NON_IDEMPOTENT, Chain
 from .journal import Journal, Ticket
 from .metrics import Metrics
 from .pool import Answer
@@ -68,11 +68,14 @@ class Proxy:
         self.in_flight = 0
         self.full_wait = full_wait
         self.holds: Holds | None = None
+        #: Whether doors see to calls that must not run twice: `handle` then gives their allow verdicts back unsent.
+        self.once = False
 
     async def handle(
         self, call: Call, sender: Sender, head: bytes, body: bytes, started: int, *, stream: bool = False
     ) -> Passed | Verdict:
-        """Judge and forward. A Verdict: refused, and on record. A Passed: the answer has begun; call `finish`.
+        """Judge and forward. A Verdict: refused, and on record; or one that allows, of a call that must not run twice, which
+        nobody has sent yet (`doors.once`). A Passed: the answer has begun; call `finish`.
 
         Raises UpstreamError after recording it: `not_sent` when it cannot have been processed, else what is known.
         `started` is time.perf_counter_ns() at the door.
@@ -85,6 +88,8 @@ class Proxy:
                 verdict = await self.holds.release(call, verdict)
             if verdict.effect != "allow":
                 return await self.refuse(call, verdict, len(body), started)
+        if (call.idempotency or (verdict.flags and NON_IDEMPOTENT in verdict.flags)) and self.once:
+            return verdict
         try:
             ticket = self.journal.begin(call, verdict, len(body))
         except JournalFull:

@@ -29,6 +29,7 @@ from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
 from .doors.held import Held
 from .doors.mcp import McpDoor
+from .doors.once import OnceDoor
 from .doors.turnaway import Turnaway
 from .epochs import EpochWatcher
 from .identity import Identity
@@ -178,7 +179,9 @@ class Runtime:
         self.approvals = ApprovalEngine(self.store, self.vault, book=book, runner=runner, settings=settings)
         self.chain.approvals = book.hold
         self.proxy.holds = self.held = Held(self.approvals, self.chain)
-        self._sweeper = Sweeper(self.approvals, Notifier(self.store, self.vault, settings))
+        self.proxy.once = True
+        self.once = OnceDoor(self.store, self.vault, self.proxy, self.upstreams, settings)
+        self._sweeper = Sweeper(self.approvals, Notifier(self.store, self.vault, settings), self.once.sweep)
 
     def _make_doors(self) -> None:
         limit = self.settings.server.body_limit
@@ -192,6 +195,7 @@ class Runtime:
         )  # fmt: skip
 
         self.mcp.held = self.checks.held = self.held
+        self.mcp.once = self.once
 
     def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
         from .doors.stdio import StdioLive

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 import structlog
@@ -69,12 +69,14 @@ class Definition(msgspec.Struct, frozen=True):
 
 
 class Correction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a person says about a tool. What is left out stays; `accept_pin` approves the definition last seen."""
+    """What a person says about a tool. What is left out stays; `accept_pin` approves the definition last seen.
+    `repeats`: `once` for a tool that must not run twice, whose repeats then get the first result."""
 
     risk: Risk | msgspec.UnsetType = msgspec.UNSET
     side_effects: tuple[SideEffect, ...] | msgspec.UnsetType = msgspec.UNSET
     skills: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=38)] | msgspec.UnsetType = msgspec.UNSET
     accept_pin: bool = False
+    repeats: Literal["safe", "once"] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -169,6 +171,8 @@ class ToolsRegistry:
             record.risk, record.corrected = correction.risk, True
         if not isinstance(correction.side_effects, msgspec.UnsetType):
             record.side_effects, record.corrected = ordered_effects(correction.side_effects), True
+        if not isinstance(correction.repeats, msgspec.UnsetType):
+            record.repeats = correction.repeats
         record.updated_at = self._changes.now()
         return cast(ToolRecord, (await self._changes.commit(Replace(TOOLS, record)))[0])
 

@@ -7,7 +7,7 @@ corrected the record: a server's own annotations are its claim and may not lower
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -18,6 +18,26 @@ from .permissions import unknown_tool
 
 MAX_TOOLS: Final = 20_000
 """Tools of one organisation kept in memory, absent ones included: agents choose the names that are asked for."""
+
+
+class _Hints(msgspec.Struct):
+    annotations: Any = None
+
+
+_hints: Final = msgspec.json.Decoder(_Hints).decode
+
+
+def runs_once(record: ToolRecord) -> bool:
+    """Whether a tool must not run twice: a person said so, or else the server does. Silence says nothing: MCP's default
+    (not idempotent) is no reason to answer a second, meant call with the first one's result."""
+    if record.repeats or record.kind != "tool" or not record.definition:
+        return record.repeats == "once"
+    try:
+        annotations = _hints(record.definition).annotations
+    except msgspec.MsgspecError:
+        return False
+    hints = annotations if isinstance(annotations, dict) else {}
+    return hints.get("idempotentHint") is False and hints.get("readOnlyHint") is not True
 
 
 class _Table:
@@ -96,11 +116,11 @@ class Catalog:
         held = changed and await self._holds(table, record.org, record.upstream)
         builtin = self._builtin.get(record.tool_id)
         if builtin is not None and not record.corrected:
-            return msgspec.structs.replace(builtin, upstream=record.upstream, pin_held=held)
+            return msgspec.structs.replace(builtin, upstream=record.upstream, pin_held=held, once=runs_once(record))
         return Tool(
             id=record.tool_id, name=record.name, description=record.title or record.name, group=record.upstream,
             skills=record.skills, risk=record.risk, side_effects=record.side_effects, upstream=record.upstream,
-            pin_held=held,
+            pin_held=held, once=runs_once(record),
         )  # fmt: skip
 
     async def _holds(self, table: _Table, org: str, upstream: str) -> bool:

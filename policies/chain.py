@@ -35,13 +35,16 @@ from .patterns import compiled
 from .pluginhost import PluginHost
 from .running import ask_gates, guard_fault, run_guards, weigh
 from .snapshot import MAX_PROFILES, MAX_SNAPSHOTS, AgentSnapshot, Generation, Ready, SnapshotKey, Subject, standing
-from .verdicts import Finding, denied, fault, shown, spoken
+from .verdicts import Finding, allowed, denied, fault, shown, spoken
 from .watchdog import FAULTS
 
 STALE_RULE: Final = "policy-freshness"
 RETRY_SECONDS: Final = 5.0
 LOAD_SECONDS: Final = 10.0
 """How long one agent's policy may take to load before its call is denied."""
+
+NON_IDEMPOTENT: Final = "non-idempotent"
+"""The flag on the verdict of a tool that must not run twice."""
 
 Named = list[tuple[str, GuardFunction]]
 ApprovalFinder = Callable[[AgentView, Tool], Awaitable[Finding | None]]
@@ -182,6 +185,8 @@ class Chain:
             async with asyncio.timeout(self._load_timeout):
                 tool = await self._catalog.load(principal.org, tool_id)
             standing_verdict = await self._with_approvals(snapshot, tool, generation.verdict(snapshot, tool))
+            if tool.once and standing_verdict.effect == "allow":
+                standing_verdict = allowed(standing_verdict.rule, (*standing_verdict.flags, NON_IDEMPOTENT))
             ready = assemble(snapshot, tool, self.plugins, verdict=standing_verdict)
             # What was read is at least as new as this call, and is kept only if nothing changed in the meantime. A
             # policy that cannot be compiled is not kept: a plugin may have been resting after it hung.

@@ -126,12 +126,16 @@ async def _closed(link: Link) -> None:
 class Ready:
     """A call whose intent is on record."""
 
-    def __init__(self, proxy: Proxy, passed: Passed, link: Link, method: str, params: dict[str, Any]) -> None:
+    def __init__(
+        self, proxy: Proxy, passed: Passed, link: Link, method: str, params: dict[str, Any], key: str = ""
+    ) -> None:
+        """`key`: an Idempotency-Key to pass on."""
         self._proxy = proxy
         self._passed = passed
         self._link = link
         self._method = method
         self._params = params
+        self._key = key
 
     async def drop(self) -> None:
         self._proxy.finish(self._passed, "not_sent", 0, 0, "NOT_SENT")
@@ -141,7 +145,7 @@ class Ready:
         sent = time.perf_counter_ns()
         passed = self._passed
         try:
-            result = await self._link.request(self._method, self._params)
+            result = await self._request()
         except RpcFailure as failure:
             ended = Ended(state="executed", outcome="error", answer={"error": failure.error})
             self._finish(sent, "error", "RPC_ERROR")
@@ -160,6 +164,12 @@ class Ready:
             self._proxy.finish(passed, "error" if failed else "ok", 200, len(encode(result)))
         await _closed(self._link)
         return ended
+
+    async def _request(self) -> dict[str, Any]:
+        number, lines, body = self._link.prepare(self._method, self._params)
+        if self._key:
+            lines = [*lines, (b"Idempotency-Key", self._key.encode("latin-1"))]
+        return await self._link.read(await self._link.exchange(lines, body), number)
 
     def _finish(self, sent: int, outcome: Any, code: str) -> None:
         self._passed.upstream_us = (time.perf_counter_ns() - sent) // 1000

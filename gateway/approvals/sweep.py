@@ -7,6 +7,7 @@ one does it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -19,6 +20,8 @@ from .engine import ApprovalEngine
 from .notify import Notifier
 
 log = structlog.get_logger()
+
+Chore = Callable[[], Awaitable[None]]
 
 BATCH: Final = 100
 EVENTS: Final = {"snooze": "reminded", "escalate": "escalated", "expire": "expired"}
@@ -71,7 +74,9 @@ async def _one(engine: ApprovalEngine, approval: Approval, now: int) -> None:
 class Sweeper:
     """Sweeps and empties the outbox every `settings.sweep` seconds, until it is stopped."""
 
-    def __init__(self, engine: ApprovalEngine, notifier: Notifier | None) -> None:
+    def __init__(self, engine: ApprovalEngine, notifier: Notifier | None, *chores: Chore) -> None:
+        """`chores` are done besides, as often."""
+        self._chores = chores
         self._engine = engine
         self._notifier = notifier
         self._task: asyncio.Task[None] | None = None
@@ -94,6 +99,8 @@ class Sweeper:
         while True:
             try:
                 await sweep(self._engine)
+                for chore in self._chores:
+                    await chore()
             except EnterpriseError as error:
                 log.debug("approvals_sweep_failed", reason=error.message)
             except Exception:

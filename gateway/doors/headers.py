@@ -39,6 +39,7 @@ FATE: Final[dict[bytes, int]] = {
     b"mcp-method": NOTE_AND_PASS,
     b"mcp-name": NOTE_AND_PASS,
     b"mcp-protocol-version": NOTE_AND_PASS,
+    b"idempotency-key": NOTE_AND_PASS,
     b"traceparent": NOTE,
     b"x-request-id": NOTE_AND_PASS,
     **dict.fromkeys(HOP_BY_HOP, DROP),
@@ -47,7 +48,7 @@ FATE: Final[dict[bytes, int]] = {
 
 SINGLE: Final = frozenset({
     b"x-api-key", b"authorization", b"mcp-session-id", b"content-type", b"mcp-method", b"mcp-name",
-    b"mcp-protocol-version", b"content-encoding",
+    b"mcp-protocol-version", b"content-encoding", b"idempotency-key",
 })  # fmt: skip
 """Given twice, first-copy and last-copy readers would disagree: refused."""
 

@@ -50,6 +50,7 @@ from .mcpfacts import (
     governed_id,
     header_value,
 )
+from .once import OnceDoor
 from .refusals import denied_body, failed_body, http_refusal, rpc_refusal
 from .turnaway import Turnaway
 
@@ -67,7 +68,7 @@ class Entry:
     """What a request head means at this door: who, which server, what travels on. Made once per head on a fast lane."""
 
     __slots__ = (
-        "forward", "generation", "method", "modern", "name", "noted", "principal", "server", "session", "text",
+        "forward", "generation", "idempotency", "method", "modern", "name", "noted", "principal", "server", "session", "text",
         "version",
     )  # fmt: skip
 
@@ -83,6 +84,7 @@ class Entry:
         self.method = scanned.text(b"mcp-method") if b"mcp-method" in scanned.noted else None
         self.name = header_value(scanned.text(b"mcp-name")) if b"mcp-name" in scanned.noted else None
         self.session = ""
+        self.idempotency = scanned.text(b"idempotency-key")
 
 
 class Visit:
@@ -133,6 +135,7 @@ class McpDoor:
         self.turnaway = turnaway
         self.body_limit = body_limit
         self.held: Held | None = None
+        self.once: OnceDoor | None = None
 
     async def handle(self, request: web.BaseRequest, server: str) -> web.StreamResponse:
         """Answer one request to `/mcp/{server}`. Raises nothing but ConnectionError and CancelledError."""
@@ -255,7 +258,9 @@ class McpDoor:
     async def refused(
         self, visit: Visit, message: dict[str, Any], subject: Subject, name: str, call: Call, verdict: Verdict
     ) -> web.StreamResponse:
-        """The answer to a call that is not forwarded: denied, or waiting for a person."""
+        """The answer to a call that is not forwarded as it came: denied, waiting for a person, or run once only."""
+        if verdict.effect == "allow" and self.once is not None:
+            return await self.once.answer(visit, message, subject, name, call, verdict)
         if verdict.effect == "hold" and self.held is not None and message["method"] in HELD_METHODS:
             return await self.held.answer(visit, message, subject, name, call, verdict)
         return json_response(200, denied_body(subject, message["id"], call.id, verdict, visit.modern))
@@ -270,6 +275,7 @@ class McpDoor:
             upstream=live.name, ip=visit.ip, request_id=visit.request_id,
         )  # fmt: skip
         call._args = arguments
+        call.idempotency = visit.entry.idempotency
         return call
 
     async def _answer(self, visit: Visit, passed: Passed, subject: Subject, rpc_id: Any) -> web.StreamResponse:
