@@ -20,6 +20,7 @@ _EXPORTS = {
     "generate_openclaw_tool_policy": "policies.toolpolicy",
     "PermissionEngine": "policies.permissions",
     "CircuitBreaker": "policies.resilience",
+    "ApprovalEngine": "gateway.approvals.engine",
 }
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .catalog.profiles import Profile
     from .catalog.skills import BUILTIN_SKILLS, get_tools_by_skill
     from .catalog.tools import ALL_TOOLS
+    from .gateway.approvals.engine import ApprovalEngine
     from .policies.permissions import PermissionEngine
     from .policies.resilience import CircuitBreaker
     from .policies.toolpolicy import generate_openclaw_tool_policy
@@ -35,6 +37,7 @@ __all__ = [
     "ALL_TOOLS",
     "BUILTIN_SKILLS",
     "PRESET_PROFILES",
+    "ApprovalEngine",
     "CircuitBreaker",
     "PermissionEngine",
     "Profile",

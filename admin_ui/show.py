@@ -214,7 +214,8 @@ def upstream(record: Upstream, listing: ListingOut | None = None) -> UpstreamOut
 
 class UpstreamToolOut(msgspec.Struct, kw_only=True):
     """Something an upstream offers. `changed`: its definition is no longer the approved one. `definition` is the last
-    seen; title and description are the approved ones. `corrected`: a person set risk, effects or skills."""
+    seen; title and description are the approved ones. `corrected`: a person set risk, effects or skills.
+    `repeats`: what a person said about running it twice, empty for what the server says."""
 
     id: str
     tool_id: str
@@ -228,6 +229,7 @@ class UpstreamToolOut(msgspec.Struct, kw_only=True):
     corrected: bool
     changed: bool
     gone: bool
+    repeats: Literal["", "safe", "once"]
     pin: str
     seen: str
     definition: Any
@@ -240,7 +242,8 @@ def upstream_tool(record: ToolRecord) -> UpstreamToolOut:
     return UpstreamToolOut(
         id=record.id, tool_id=record.tool_id, kind=record.kind, name=record.name, title=record.title,
         description=record.description, risk=record.risk, side_effects=record.side_effects, skills=record.skills,
-        corrected=record.corrected, changed=record.pin != record.seen, gone=record.gone, pin=record.pin,
+        corrected=record.corrected, changed=record.pin != record.seen, gone=record.gone, repeats=record.repeats,
+        pin=record.pin,
         seen=record.seen, definition=_json(record.definition), created_at=moment(record.created_at),
         updated_at=moment(record.updated_at), version=record.version,
     )  # fmt: skip

@@ -22,7 +22,8 @@ APPROVER_ROLES: Final[tuple[ApproverRole, ...]] = ("member", "admin", "owner")
 ApprovalState = Literal[
     "pending", "approved", "executing", "executed", "not_executed", "unknown", "rejected", "expired", "cancelled"
 ]
-"""`approved`: decided and not yet sent. `unknown`: it may have been sent, and nobody can say. The last six are final."""
+"""`approved`: decided and not yet sent. `unknown`: it may have been sent, and nobody can say. The last six are
+final."""
 
 FINAL: Final[frozenset[ApprovalState]] = frozenset(
     {"executed", "not_executed", "unknown", "rejected", "expired", "cancelled"}

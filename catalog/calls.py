@@ -96,7 +96,8 @@ class Call:
     """
 
     __slots__ = (
-        "_args", "at", "door", "id", "idempotency", "ip", "principal", "raw", "request_id", "tool", "trace_id", "upstream",
+        "_args", "at", "door", "id", "idempotency", "ip", "principal", "raw", "request_id", "tool", "trace_id",
+        "upstream",
     )  # fmt: skip
 
     def __init__(

@@ -12,8 +12,8 @@ from typing import Final
 
 PREFIXES: Final = {
     "org": "org", "user": "usr", "agent": "agt", "profile": "prf", "key": "key", "upstream": "ups",
-    "tool": "tol", "call": "dec", "audit": "aud", "request": "req", "approval": "apr", "approval_policy": "apl", "grant": "gra",
-    "channel": "chn", "delivery": "dlv",
+    "tool": "tol", "call": "dec", "audit": "aud", "request": "req", "approval": "apr", "approval_policy": "apl",
+    "grant": "gra", "channel": "chn", "delivery": "dlv",
 }  # fmt: skip
 
 _tail = ""

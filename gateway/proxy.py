@@ -74,8 +74,8 @@ class Proxy:
     async def handle(
         self, call: Call, sender: Sender, head: bytes, body: bytes, started: int, *, stream: bool = False
     ) -> Passed | Verdict:
-        """Judge and forward. A Verdict: refused, and on record; or one that allows, of a call that must not run twice, which
-        nobody has sent yet (`doors.once`). A Passed: the answer has begun; call `finish`.
+        """Judge and forward. A Verdict: refused, and on record; or one that allows, of a call that must not
+        run twice, which nobody has sent yet (`doors.once`). A Passed: the answer has begun; call `finish`.
 
         Raises UpstreamError after recording it: `not_sent` when it cannot have been processed, else what is known.
         `started` is time.perf_counter_ns() at the door.

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 from ..catalog.approvals import ApprovalPolicy, ApprovalPolicySpec, AutoApproveRule, Condition, Stage, Terms
 from ..catalog.calls import AgentView, Tool
-from .fields import Surprise
+from .fields import Surprise, parse
 from .fields import find as follow
-from .fields import parse
 from .guards import moment_of, window_test
 from .operators import OPERATORS, BadRule
 from .patterns import compiled
@@ -95,12 +94,12 @@ def check_spec(spec: ApprovalPolicySpec) -> list[tuple[str, str]]:
                 window_test(window)
             except ValueError as error:
                 faults.append((f"{where}/schedule/{number}", f"This window cannot be used: {error}."))
-    for field, stages in (("", (spec,)), ("escalation", spec.escalation)):
-        for place, stage in enumerate(stages):
-            named = len(set(stage.approvers))
-            if named and named < spec.approvals:
-                where = f"/{field}/{place}/approvers" if field else "/approvers"
-                faults.append((where, f"{spec.approvals} approvals are needed, and only {named} may give one."))
+    named = [("/approvers", spec.approvers)]
+    named += [(f"/escalation/{place}/approvers", stage.approvers) for place, stage in enumerate(spec.escalation)]
+    for where, approvers in named:
+        if 0 < len(set(approvers)) < spec.approvals:
+            few = len(set(approvers))
+            faults.append((where, f"{spec.approvals} approvals are needed, and only {few} may give one."))
     return faults
 
 

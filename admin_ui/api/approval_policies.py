@@ -71,7 +71,7 @@ async def get_approval_policy(ctx: Context) -> Reply:
 @operation(
     "PUT", "/api/engine/approval-policies/{id}", tag="approvals", scope="approval-policies:write", role="admin",
     body=ApprovalPolicySpec, returns=show.ApprovalPolicyOut, audit="approval_policy.update",
-    errors=(Conflict, Stale, PreconditionFailed), 
+    errors=(Conflict, Stale, PreconditionFailed),
     example=Example(path={"id": APPROVAL_POLICY_ID}, body={**_SPEC, "name": "Mail to strangers"}),
 )  # fmt: skip
 async def replace_approval_policy(ctx: Context, body: ApprovalPolicySpec) -> Reply:

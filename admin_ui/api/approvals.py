@@ -1,4 +1,4 @@
-"""`/api/engine/approvals`: held calls are seen, decided, and asked for. Who decides is the credential and nobody else."""
+"""`/api/engine/approvals`: held calls are seen, decided, and asked for. The credential alone says who decides."""
 
 from __future__ import annotations
 
@@ -172,5 +172,3 @@ async def get_approval_result(ctx: Context) -> Reply:
         ),
         approval.version,
     )  # fmt: skip
-
-

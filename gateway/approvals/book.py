@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -24,12 +24,14 @@ from ...catalog.calls import AgentView, Tool
 from ...catalog.errors import FieldError, NotFound, Stale, ValidationFailed
 from ...catalog.ids import new_id
 from ...catalog.records import AGENTS
-from ...catalog.store import MAX_PAGE, Delete, Entity, Insert, Query, Replace, Store
+from ...catalog.store import MAX_PAGE, Delete, Entity, Insert, Query, Record, Replace, Store
 from ...policies.approvals import check_spec, choose, conditions_test, finding, ordered
 from ...policies.verdicts import Finding
 from ..addresses import check_url
 from ..changes import Changes
 from ..vault import Vault
+
+T = TypeVar("T", bound=Record)
 
 MAX_POLICIES: Final = 500
 """Approval policies of one organisation: all of them are looked through when a tool is compiled."""
@@ -99,7 +101,7 @@ class Book:
     # -- policies ---------------------------------------------------------------------------------------------------
     async def policy(self, org: str, policy_id: str) -> ApprovalPolicy:
         """NotFound."""
-        return await self._one(APPROVAL_POLICIES, org, policy_id, "approval policy")
+        return await self._one(APPROVAL_POLICIES, ApprovalPolicy, org, policy_id, "approval policy")
 
     async def create_policy(self, org: str, spec: ApprovalPolicySpec) -> ApprovalPolicy:
         """ValidationFailed; Conflict("name") when the name is taken."""
@@ -110,7 +112,7 @@ class Book:
         record = ApprovalPolicy(
             org=org, id=new_id("approval_policy"), name=spec.name, spec=spec, created_at=now, updated_at=now
         )
-        return (await self._commit(Insert(APPROVAL_POLICIES, record)))[0]  # type: ignore[no-any-return]
+        return _stored(await self._commit(Insert(APPROVAL_POLICIES, record)), ApprovalPolicy)
 
     async def replace_policy(
         self, org: str, policy_id: str, spec: ApprovalPolicySpec, version: int | None = None
@@ -121,7 +123,7 @@ class Book:
         if version is not None and record.version != version:
             raise Stale
         record.name, record.spec, record.updated_at = spec.name, spec, self._changes.now()
-        return (await self._commit(Replace(APPROVAL_POLICIES, record)))[0]  # type: ignore[no-any-return]
+        return _stored(await self._commit(Replace(APPROVAL_POLICIES, record)), ApprovalPolicy)
 
     async def delete_policy(self, org: str, policy_id: str, version: int | None = None) -> ApprovalPolicy:
         """NotFound, Stale. Calls held under it keep their terms."""
@@ -138,7 +140,7 @@ class Book:
     # -- grants -----------------------------------------------------------------------------------------------------
     async def grant(self, org: str, grant_id: str) -> Grant:
         """NotFound."""
-        return await self._one(GRANTS, org, grant_id, "grant")
+        return await self._one(GRANTS, Grant, org, grant_id, "grant")
 
     async def create_grant(self, org: str, spec: GrantSpec, created_by: str) -> Grant:
         """NotFound for an agent that is not there, ValidationFailed."""
@@ -154,7 +156,7 @@ class Book:
             conditions=spec.conditions, limit=spec.limit, expires_at=now + spec.seconds * 1000, created_by=created_by,
             reason=spec.reason, created_at=now, updated_at=now,
         )  # fmt: skip
-        return (await self._store.commit(Insert(GRANTS, record)))[0]  # type: ignore[no-any-return]
+        return _stored(await self._store.commit(Insert(GRANTS, record)), Grant)
 
     async def revoke_grant(self, org: str, grant_id: str) -> Grant:
         """At once and for good. NotFound."""
@@ -164,7 +166,7 @@ class Book:
                 return record
             record.revoked_at = record.updated_at = self._changes.now()
             try:
-                return (await self._store.commit(Replace(GRANTS, record)))[0]  # type: ignore[no-any-return]
+                return _stored(await self._store.commit(Replace(GRANTS, record)), Grant)
             except Stale:
                 continue
         raise Stale
@@ -172,7 +174,7 @@ class Book:
     # -- channels ---------------------------------------------------------------------------------------------------
     async def channel(self, org: str, channel_id: str) -> Channel:
         """NotFound."""
-        return await self._one(CHANNELS, org, channel_id, "notification channel")
+        return await self._one(CHANNELS, Channel, org, channel_id, "notification channel")
 
     async def channels(self, org: str) -> list[Channel]:
         return await self._all(CHANNELS, org)
@@ -191,7 +193,7 @@ class Book:
             record.sealed_url = self._vault.seal(spec.url, (org, "channel", "url", channel_id))
         if spec.kind == "webhook":
             record.sealed_secret = self._vault.seal(secret, (org, "channel", "secret", channel_id))
-        return (await self._store.commit(Insert(CHANNELS, record)))[0]  # type: ignore[no-any-return]
+        return _stored(await self._store.commit(Insert(CHANNELS, record)), Channel)
 
     async def delete_channel(self, org: str, channel_id: str) -> Channel:
         """NotFound."""
@@ -199,10 +201,11 @@ class Book:
         await self._store.commit(Delete(CHANNELS, org, channel_id))
         return record
 
-    async def _one(self, entity: Entity, org: str, record_id: str, what: str) -> Any:
+    async def _one(self, entity: Entity, kind: type[T], org: str, record_id: str, what: str) -> T:
         record = await self._store.get(entity, org, record_id)
         if record is None:
             raise NotFound(f"There is no such {what}.")
+        assert isinstance(record, kind)  # noqa: S101 - the entity's type
         return record
 
     async def _all(self, entity: Entity, org: str) -> list[Any]:
@@ -214,6 +217,13 @@ class Book:
             if not page.cursor:
                 return records
             query = msgspec.structs.replace(query, cursor=page.cursor)
+
+
+def _stored(results: list[Any], kind: type[T]) -> T:
+    """What the one write of a commit stored."""
+    stored = results[0]
+    assert isinstance(stored, kind)  # noqa: S101 - the entity's type
+    return stored
 
 
 def pair(agent_id: str, tool: str) -> str:

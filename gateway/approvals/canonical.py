@@ -14,6 +14,9 @@ from typing import Any, Final
 MAX_EXACT: Final = 2**53 - 1
 """The largest whole number that every JSON reader understands the same way (RFC 7493 section 2.2)."""
 
+WRITTEN_OUT: Final = 1e21
+"""Doubles below this are written without an exponent, and would read back as whole numbers."""
+
 MAX_DEPTH: Final = 64
 
 _quote: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -55,6 +58,8 @@ def _write(value: Any, parts: list[str], depth: int) -> None:
             raise NotCanonical(f"the number {value if abs(value) < 10**30 else 'in it'} is too large to be exact")
         parts.append(str(value))
     elif type(value) is float:
+        if MAX_EXACT < abs(value) < WRITTEN_OUT:
+            raise NotCanonical(f"the number {value:.17g} is too large to be exact")
         parts.append(number(value))
     elif type(value) is dict:
         _object(value, parts, depth)

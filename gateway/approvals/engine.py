@@ -20,7 +20,7 @@ from ...catalog.approvals import APPROVALS, FINAL, Approval
 from ...catalog.calls import Tool
 from ...catalog.errors import Conflict, Forbidden, NotFound, Stale, ValidationFailed
 from ...catalog.ids import new_id
-from ...catalog.records import AGENTS, KEYS, USERS, Agent
+from ...catalog.records import AGENTS, KEYS, USERS, Agent, ApiKey
 from ...catalog.store import Insert, Query, Replace, Store
 from ...policies.approvals import terms_of
 from ..settings import ApprovalSettings
@@ -29,7 +29,7 @@ from .book import Book
 from .canonical import digest_of
 from .deciding import Deed, apply, check_digest, check_open, close, may_decide, stage_of
 from .executor import Executor, Runner
-from .form import Form, aad, differences, read, recorded, seal, twin_of, write
+from .form import Form, aad, differences, not_canonical, read, recorded, seal, twin_of, write
 from .grants import release
 from .notify import outbox
 from .who import Decider, root_of
@@ -108,9 +108,7 @@ class ApprovalEngine:
         try:
             return twin_of(ask.org, ask.agent, ask.door, ask.tool, ask.arguments)
         except ValueError as error:
-            raise ValidationFailed(
-                [("/arguments", "not_canonical", f"This cannot be held for approval: {error}.")]
-            ) from None
+            raise not_canonical(error) from None
 
     async def find(self, org: str, agent: str, door: str, tool: str, arguments: dict[str, Any]) -> Approval | None:
         """The approval that a repeat of a call meets, or None. StoreError."""
@@ -256,7 +254,7 @@ class ApprovalEngine:
     async def _check_delegate(self, org: str, deed: Deed) -> None:
         entity = USERS if deed.to.startswith("usr_") else KEYS
         record = await self.store.get(entity, org, deed.to) if deed.to else None
-        if record is None or getattr(record, "agent_id", "") or getattr(record, "revoked_at", 0):
+        if record is None or (isinstance(record, ApiKey) and (record.agent_id or record.revoked_at)):
             raise ValidationFailed([("/to", "unknown", "There is no such person or key to delegate to.")])
 
     def _edit(self, approval: Approval, deed: Deed) -> Any:

@@ -42,14 +42,17 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     v: int = 1
 
 
+def not_canonical(error: ValueError) -> ValidationFailed:
+    sentence = f"This cannot be held for approval: {error}."
+    return ValidationFailed([("/arguments", "not_canonical", sentence)], sentence)
+
+
 def write(form: Form) -> bytes:
     """The canonical bytes of a form. ValidationFailed when it has none, RecordTooLarge."""
     try:
         data = canonical(msgspec.structs.asdict(form))
     except NotCanonical as error:
-        raise ValidationFailed(
-            [("/arguments", "not_canonical", f"This cannot be held for approval: {error}.")]
-        ) from None
+        raise not_canonical(error) from None
     if len(data) > MAX_FORM:
         raise RecordTooLarge(f"A call held for approval has at most {MAX_FORM} bytes.", limit=MAX_FORM)
     return data
@@ -169,7 +172,10 @@ def _attachment(entry: dict[str, Any], path: str) -> Attachment:
             data = base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError):
             data = content.encode()
-    first = lambda keys: next((drawn(entry[key]) for key in keys if isinstance(entry.get(key), str)), "")  # noqa: E731
+
+    def first(keys: tuple[str, ...]) -> str:
+        return next((drawn(entry[key]) for key in keys if isinstance(entry.get(key), str)), "")
+
     return Attachment(
         path=path, name=first(_NAMES), type=first(_TYPES), size=len(data), sha256=hashlib.sha256(data).hexdigest()
     )

@@ -68,8 +68,8 @@ class Entry:
     """What a request head means at this door: who, which server, what travels on. Made once per head on a fast lane."""
 
     __slots__ = (
-        "forward", "generation", "idempotency", "method", "modern", "name", "noted", "principal", "server", "session", "text",
-        "version",
+        "forward", "generation", "idempotency", "method", "modern", "name", "noted", "principal", "server", "session",
+        "text", "version",
     )  # fmt: skip
 
     def __init__(self, scanned: Scan, principal: Principal, server: str, generation: int) -> None:

@@ -343,8 +343,189 @@ async def test_a_task_can_be_taken_back_before_anybody_decided(tmp_path: Path) -
     async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
         await listed(house, server.url)
         key = await house.agent("clerk", ASKS)
-        task = (await rpc(house, key, "/mcp/mail", "tools/call", {"name": "send_mail", "arguments": MAIL}, "send_mail"))["result"]
+        task = (
+            await rpc(house, key, "/mcp/mail", "tools/call", {"name": "send_mail", "arguments": MAIL}, "send_mail")
+        )["result"]
         await rpc(house, key, "/mcp/mail", "tasks/cancel", {"taskId": task["taskId"]}, task["taskId"])
         done = (await rpc(house, key, "/mcp/mail", "tasks/get", {"taskId": task["taskId"]}, task["taskId"]))["result"]
         assert done["status"] == "cancelled"
+        assert server.calls == []
+
+
+# -- over HTTP -------------------------------------------------------------------------------------------------------
+async def test_people_see_every_byte_and_decide_over_http_by_their_credential_alone(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        owner, member = await house.program("*"), await house.program("approvals:read", "approvals:decide")
+        hidden = {
+            **MAIL,
+            "subject": "invoice\u202efdp.exe",
+            "attachments": [{"filename": "a.txt", "content": "aGVsbG8="}],
+        }
+        await house.call(key, "/mcp/mail", "send_mail", hidden)
+        (found,) = (await house.send("GET", "/api/engine/approvals?state=pending", key=owner)).json["data"]
+        path = f"/api/engine/approvals/{found['id']}"
+        detail = (await house.send("GET", path, key=member)).json["data"]
+        assert "⟦U+202E RIGHT-TO-LEFT OVERRIDE⟧" in detail["arguments"]["subject"]
+        assert detail["attachments"][0]["size"] == 5
+        import hashlib
+
+        assert hashlib.sha256(detail["canonical"].encode()).hexdigest() == detail["digest"]
+        refused = await house.send("PUT", path, key=member, body={"action": "approve"})
+        assert (refused.status, "role admin" in refused.json["error"]) == (403, True)
+        agent = await house.send("PUT", path, key=key, body={"action": "approve"})
+        assert agent.status == 403
+        forged = await house.send("PUT", path, key=owner, body={"action": "approve", "by": "usr_boss"})
+        assert forged.status == 422
+        stale = await house.send("PUT", path, key=owner, body={"action": "approve", "digest": "0" * 64})
+        assert (stale.status, stale.json["code"]) == (409, "STALE")
+        nothing = await house.send("PUT", path, key=owner, body={"action": "reject"})
+        assert nothing.status == 422
+        done = await house.send("PUT", path, key=owner, body={"action": "approve", "digest": detail["digest"]})
+        assert (done.status, done.json["data"]["state"]) == (200, "approved")
+        second = await house.send("PUT", path, key=owner, body={"action": "reject", "reason": "no"})
+        assert (second.status, second.json["code"]) == (409, "ALREADY_DECIDED")
+        await waiting(house, "executed")
+        assert server.calls[0]["params"]["arguments"] == hidden
+        mine = (await house.send("GET", f"{path}/result", key=key)).json["data"]
+        assert (mine["state"], mine["answer"]["result"]["isError"]) == ("executed", False)
+        other = await house.agent("other", ASKS)
+        assert (await house.send("GET", f"{path}/result", key=other)).status == 403
+
+
+async def test_a_batch_decides_each_for_itself(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key, owner = await house.agent("clerk", ASKS), await house.program("*")
+        for number in range(3):
+            await house.call(key, "/mcp/mail", "send_mail", {"n": number})
+        ids = [approval.id for approval in await waiting(house, many=3)]
+        body = {"decisions": [{"id": ids[0], "action": "approve"}, {"id": ids[1], "action": "reject", "reason": "no"},
+                              {"id": "apr_none", "action": "approve"}]}  # fmt: skip
+        items = (await house.send("POST", "/api/engine/approvals/decisions", key=owner, body=body)).json["data"][
+            "items"
+        ]
+        assert [(item["ok"], item["code"]) for item in items] == [(True, ""), (True, ""), (False, "NOT_FOUND")]
+        await waiting(house, "executed")
+        assert len(await waiting(house, "rejected")) == len(await waiting(house, "pending")) == 1
+        assert [call["params"]["arguments"] for call in server.calls] == [{"n": 0}]
+
+
+async def test_keys_of_one_maker_count_as_one_and_duties_are_separated(tmp_path: Path) -> None:
+    from agenticmail_enterprise.gateway.keys import KeySpec
+
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        boss = await house.program("*")
+        spec = KeySpec(kind="program", scopes=("*",))
+        _, one = await house.runtime.accounts.mint(house.org, spec, created_by="usr_bob")
+        _, two = await house.runtime.accounts.mint(house.org, spec, created_by="usr_bob")
+        policy = {"name": "apart", "approvals": 2, "separation_of_duties": True}
+        made = await house.send("POST", "/api/engine/approval-policies", key=boss, body=policy)
+        assert made.status == 201
+        await house.agent("clerk", ASKS)
+        agents = (await house.send("GET", "/api/agents", key=boss)).json["data"]
+        _, key = await house.runtime.accounts.mint(house.org, KeySpec(agent_id=agents[0]["id"]), created_by="usr_eva")
+        _, evas = await house.runtime.accounts.mint(house.org, spec, created_by="usr_eva")
+        await house.runtime.epochs.look()
+        await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        (approval,) = await waiting(house)
+        path = f"/api/engine/approvals/{approval.id}"
+        refused = await house.send("PUT", path, key=evas, body={"action": "approve"})
+        assert (refused.status, "Separation of duties" in refused.json["error"]) == (403, True)
+        assert (await house.send("PUT", path, key=one, body={"action": "approve"})).status == 200
+        assert (await house.send("PUT", path, key=two, body={"action": "approve"})).status == 409
+        assert server.calls == []
+        assert (await house.send("PUT", path, key=boss, body={"action": "approve"})).json["data"]["state"] == "approved"
+        await waiting(house, "executed")
+
+
+async def test_who_it_is_delegated_to_may_decide_and_a_snooze_reminds(tmp_path: Path) -> None:
+    from agenticmail_enterprise.catalog.errors import Forbidden, ValidationFailed
+    from agenticmail_enterprise.catalog.records import KEYS
+
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        helper = await house.program("approvals:decide")
+        keys = (await house.runtime.store.find(Query(KEYS, "by_org", {"org": house.org}))).records
+        helper_id = next(one.id for one in keys if one.scopes == ("approvals:decide",))
+        await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        (approval,) = await waiting(house)
+        with pytest.raises(Forbidden):
+            await decide(house, approval, MEG, action="delegate", to=helper_id)
+        for nobody in ("usr_none", "key_none", next(one.id for one in keys if one.agent_id)):
+            with pytest.raises(ValidationFailed):
+                await decide(house, approval, ANA, action="delegate", to=nobody)
+        snoozed = await decide(house, approval, ANA, action="snooze", seconds=60)
+        assert snoozed.due_at == snoozed.snoozed_until < snoozed.stage_until
+        await decide(house, approval, ANA, action="delegate", to=helper_id)
+        answer = await house.send("PUT", f"/api/engine/approvals/{approval.id}", key=helper, body={"action": "approve"})
+        assert answer.json["data"]["state"] == "approved"
+        await waiting(house, "executed")
+
+
+async def test_a_grant_is_bounded_by_arguments_count_and_its_revocation(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key, owner = await house.agent("clerk", ASKS), await house.program("*")
+        member = await house.program("approvals:read", "approvals:decide")
+        agent = (await house.send("GET", "/api/agents", key=owner)).json["data"][0]["id"]
+        body = {"agent_id": agent, "tool": "mail__send_mail", "limit": 2,
+                "conditions": [{"field": "recipient_domain", "op": "equals", "values": ["acme.test"]}]}  # fmt: skip
+        assert (await house.send("POST", "/api/engine/approval-grants", key=member, body=body)).status == 403
+        made = (await house.send("POST", "/api/engine/approval-grants", key=owner, body=body)).json["data"]
+        results = []
+        for number, to in enumerate(["a@acme.test", "a@evil.test", "b@acme.test", "c@acme.test"]):
+            answer = await house.call(key, "/mcp/mail", "send_mail", {"to": to, "n": number})
+            results.append(answer.json["result"]["isError"])
+        assert results == [False, True, False, True]
+        (shown,) = (await house.send("GET", "/api/engine/approval-grants", key=owner)).json["data"]
+        assert (shown["used"], shown["status"]) == (2, "used_up")
+        assert any(record.rule == f"grant:{made['id']}" for record in await house.records(4))
+        assert (await house.send("DELETE", f"/api/engine/approval-grants/{made['id']}", key=owner)).status == 204
+
+
+async def test_alike_approvals_propose_a_grant(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key, owner = await house.agent("clerk", ASKS), await house.program("*")
+        for number in range(3):
+            await house.call(key, "/mcp/mail", "send_mail", {"to": "ada@acme.test", "n": number})
+        for approval in await waiting(house, many=3):
+            await decide(house, approval, ANA, action="approve")
+        await waiting(house, "executed", many=3)
+        (proposal,) = (await house.send("GET", "/api/engine/approval-grants/proposals", key=owner)).json["data"]
+        assert (proposal["tool"], proposal["approvals"]) == ("mail__send_mail", 3)
+        assert [(one["field"], one["values"]) for one in proposal["conditions"]] == [("to", ["ada@acme.test"])]
+
+
+@pytest.mark.parametrize("tampered", ["sealed", "digest"])
+async def test_a_stored_call_that_was_tampered_with_never_runs(tmp_path: Path, tampered: str) -> None:
+    from agenticmail_enterprise.catalog.store import Replace
+
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        await house.call(key, "/mcp/mail", "send_mail", {"n": 1})
+        await house.call(key, "/mcp/mail", "send_mail", {"n": 2})
+        first, second = sorted(await waiting(house, many=2), key=lambda one: one.id)
+        if tampered == "sealed":
+            first.sealed = second.sealed
+        else:
+            first.digest = first.asked_digest = second.digest
+        await house.runtime.store.commit(Replace(APPROVALS, first))
+        await decide(house, first, ANA, action="approve")
+        await waiting(house, "not_executed")
+        assert server.calls == []
+
+
+async def test_what_has_no_canonical_form_is_refused_and_says_why(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        for value in (2**60, 2.0**60):
+            answer = (await house.call(key, "/mcp/mail", "send_mail", {"n": value})).json["result"]
+            assert "too large to be exact" in answer["content"][0]["text"]
         assert server.calls == []

@@ -80,7 +80,9 @@ async def test_a_key_is_honoured_passed_on_and_not_for_two_calls(tmp_path: Path)
         assert sent["Idempotency-Key"] == "order-17"
         clash = await house.call(key, "/mcp/mail", "send_mail", {"to": "bob@acme.test"}, headers=headers)
         assert "other arguments" in clash.json["result"]["content"][0]["text"]
-        await house.call(key, "/mcp/mail", "send_mail", {"to": "bob@acme.test"}, headers={"Idempotency-Key": "order-18"})
+        await house.call(
+            key, "/mcp/mail", "send_mail", {"to": "bob@acme.test"}, headers={"Idempotency-Key": "order-18"}
+        )
         assert len(server.calls) == 2
 
 
@@ -115,7 +117,9 @@ async def test_a_call_that_broke_off_is_unknown_and_not_sent_again(tmp_path: Pat
             text = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}'
             if b'"initialize"' in body:
                 text = b'{"jsonrpc":"2.0","id":2,"result":{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{"name":"t","version":"1"}}}'
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
+            )
 
     async with Misbehaving(script) as server, House(tmp_path) as house:
         await house.upstream("mail", server.url)
