@@ -18,7 +18,7 @@ from aiohttp import web
 from ...catalog.approvals import FINAL, Approval
 from ...catalog.calls import Call, Verdict
 from ...catalog.errors import EnterpriseError, NotFound
-from ...policies.chain import Chain
+from ...policies.chain import NON_IDEMPOTENT, Chain
 from ..approvals.engine import ApprovalEngine, Ask
 from ..approvals.runner import pin_for
 from ..wire import RawStream, json_response
@@ -88,7 +88,8 @@ class Held:
             return verdict
         if not rule:
             return verdict
-        return Verdict("allow", rule, "ALLOWED", "Needs nobody's approval.", 0.0, ("released",))
+        flags = ("released", NON_IDEMPOTENT) if tool.once else ("released",)
+        return Verdict("allow", rule, "ALLOWED", "Needs nobody's approval.", 0.0, flags)
 
     async def _taken(self, call: Call) -> Verdict | None:
         """The approval of a tool that the agent runs itself, used up by one check."""

@@ -161,3 +161,16 @@ async def test_a_person_says_whether_a_tool_may_run_twice(tmp_path: Path, repeat
         for _ in range(2):
             await house.call(key, "/mcp/mail", "send_mail", MAIL)
         assert len(server.calls) == (1 if repeats == "once" else 2)
+
+
+async def test_a_call_that_needs_nobody_by_a_grant_still_runs_once(tmp_path: Path) -> None:
+    from agenticmail_enterprise.catalog.approvals import ApprovalPolicySpec, AutoApproveRule, Condition
+
+    async with marked() as server, House(tmp_path) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", FREE)
+        rule = AutoApproveRule(name="inside", conditions=(Condition(field="to", op="domain_in", values=("acme.test",)),))
+        await house.runtime.approvals.book.create_policy(house.org, ApprovalPolicySpec(name="all", auto_approve_rules=(rule,)))
+        for _ in range(3):
+            assert (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]["isError"] is False
+        assert len(server.calls) == 1
