@@ -21,7 +21,7 @@ from .permissions import STAGES, granted_by
 from .pluginhost import Active, PluginHost
 from .running import run_guards
 from .snapshot import Ready, Subject
-from .verdicts import Match, shown
+from .verdicts import Match, shown, spoken
 from .watchdog import FAULTS
 
 MAX_STEPS: Final = 24
@@ -48,7 +48,18 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 async def explain_call(chain: Chain, call: Call) -> Explanation:
     """Explain a call as policy stands now. Raises StoreError."""
     subject, tool = await chain.subject(call.principal, call.tool)
-    return explain(subject, tool, call, chain.plugins)
+    explanation = explain(subject, tool, call, chain.plugins)
+    if explanation.effect != "allow" or chain.approvals is None or subject.agent is None:
+        return explanation
+    finding = await chain.approvals(subject.agent, tool)
+    if finding is None:
+        return explanation
+    held = spoken(finding, subject.name, tool.id)
+    match = Match(stage="approval policy", rule=held.rule, effect="hold", matched=True)
+    return msgspec.structs.replace(
+        explanation, sentence=held.reason, effect="hold", code=held.code, rule=held.rule,
+        matches=(*explanation.matches, match),
+    )  # fmt: skip
 
 
 def explain(subject: Subject, tool: Tool, call: Call, plugins: PluginHost) -> Explanation:

@@ -4,7 +4,7 @@ that calls are matched against, read once per policy epoch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -217,6 +217,16 @@ class Book:
             if not page.cursor:
                 return records
             query = msgspec.structs.replace(query, cursor=page.cursor)
+
+
+def finder(store: Store) -> Callable[[AgentView, Tool], Awaitable[Finding | None]]:
+    """What approval policies say to a tool that would pass, for whoever judges without a gateway around it."""
+
+    async def hold(agent: AgentView, tool: Tool) -> Finding | None:
+        page = await store.find(Query(APPROVAL_POLICIES, "by_org", {"org": agent.org}, limit=MAX_POLICIES))
+        return finding(ordered(page.records), agent, tool)
+
+    return hold
 
 
 def _stored(results: list[Any], kind: type[T]) -> T:

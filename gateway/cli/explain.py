@@ -16,6 +16,7 @@ from ...policies.catalogue import Catalog
 from ...policies.chain import Chain
 from ...policies.explain import Explanation, explain_call
 from ...policies.pluginhost import PluginHost
+from ..approvals.book import finder
 from .args import read_text
 from .common import Common, House, common_options, house, run
 from .output import STYLES, emit_json, pointing, say, table
@@ -54,6 +55,7 @@ async def explained(own: House, agent: str, tool: str, raw: bytes, ip: str) -> E
         active.guards, active.gates, active.observers, active.config, guard_timeout=active.guard_timeout
     )  # fmt: skip
     chain = Chain(own.store, Catalog(TOOL_INDEX, own.store), plugins)
+    chain.approvals = finder(own.store)
     principal = Principal(own.org, who.id, who.name, "")
     call = Call(principal, tool, raw, id=new_id("call"), at=time.time(), ip=ip)
     await plugins.provision()

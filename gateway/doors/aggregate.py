@@ -23,7 +23,7 @@ from ..wire import RawResponse, encode_headers, json_response, read_body, status
 from .aggregate_calls import CallSender, Conversation, Reply, answer_stream
 from .aggregate_lists import merged, owner_of_uri, split_name
 from .headers import check_body_headers
-from .held import TASK_METHODS, TASKS, own_task
+from .held import HELD_METHODS, TASK_METHODS, TASKS, own_task
 from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, subject_of
 from .mcp import McpDoor, Visit
 from .mcpfacts import (
@@ -213,6 +213,8 @@ class AggregateDoor:
             return await self._nowhere(visit, message, subject, name)
         visit.live = live
         call = self.door.call(visit, visit.id, subject, local, arguments)
+        if visit.entry.idempotency and message["method"] in HELD_METHODS:
+            call.idempotency = visit.entry.idempotency
         params = {**(message.get("params") or {}), subject.field: local}
         sender = CallSender(conversation.link(live), str(message["method"]), params)
         reply = Reply(visit, message["id"], conversation)

@@ -247,6 +247,8 @@ class McpDoor:
             raise RpcError(INVALID_REQUEST, "A call needs an id: without one its result has nowhere to go.")
         head = self.head(visit, b"POST", len(body), call.id)
         call.trace_id = visit.trace_id
+        if visit.entry.idempotency and message["method"] in HELD_METHODS:
+            call.idempotency = visit.entry.idempotency
         try:
             passed = await self.proxy.handle(call, live, head, body, visit.started)
         except UpstreamError as error:
@@ -275,7 +277,6 @@ class McpDoor:
             upstream=live.name, ip=visit.ip, request_id=visit.request_id,
         )  # fmt: skip
         call._args = arguments
-        call.idempotency = visit.entry.idempotency
         return call
 
     async def _answer(self, visit: Visit, passed: Passed, subject: Subject, rpc_id: Any) -> web.StreamResponse:

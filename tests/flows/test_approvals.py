@@ -529,3 +529,53 @@ async def test_what_has_no_canonical_form_is_refused_and_says_why(tmp_path: Path
             answer = (await house.call(key, "/mcp/mail", "send_mail", {"n": value})).json["result"]
             assert "too large to be exact" in answer["content"][0]["text"]
         assert server.calls == []
+
+
+async def test_a_child_process_is_called_once_after_approval_like_any_server(tmp_path: Path) -> None:
+    import sys
+
+    async with House(tmp_path, approvals=PATIENT) as house:
+        command = (
+            sys.executable,
+            "-m",
+            "agenticmail_enterprise.gateway.demo.mailserver",
+            "--folder",
+            str(tmp_path / "mail"),
+        )
+        upstream = await house.upstream("mail", kind="mcp_stdio", command=command)
+        assert (await house.runtime.upstreams.refresh(house.org, upstream)).ok
+        profile = Profile(name="m", tools=ToolRule(allow=("mail__*",)), max_risk="critical",
+                          approval=ApprovalRule(tools=("mail__send_email",)))  # fmt: skip
+        key = await house.agent("clerk", profile)
+        hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+            "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}}  # fmt: skip
+        opened = await house.send("POST", "/mcp/mail", key=key, body=hello)
+        headers = {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
+        mail = {"to": "ada@acme.test", "subject": "Hi", "text": "Hello"}
+        asked = asyncio.create_task(house.call(key, "/mcp/mail", "send_email", mail, headers=headers))
+        (approval,) = await waiting(house)
+        await decide(house, approval, ANA, action="approve")
+        answer = (await asked).json["result"]
+        assert answer.get("isError", False) is False, answer
+        (done,) = await waiting(house, "executed")
+        assert done.outcome == "ok"
+
+
+async def test_an_explanation_names_the_approval_policy(tmp_path: Path) -> None:
+    import time
+
+    from agenticmail_enterprise.catalog.calls import Call, Principal
+    from agenticmail_enterprise.policies.explain import explain_call
+
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        await house.agent("clerk", FREE)
+        made = await house.runtime.approvals.book.create_policy(
+            house.org, ApprovalPolicySpec(name="mail", tools=("mail__send_*",))
+        )
+        from agenticmail_enterprise.catalog.records import AGENTS
+
+        (agent,) = (await house.runtime.store.find(Query(AGENTS, "by_org", {"org": house.org}))).records
+        call = Call(Principal(house.org, agent.id, "clerk", ""), "mail__send_mail", b"{}", id="dec_x", at=time.time())
+        explanation = await explain_call(house.runtime.chain, call)
+        assert (explanation.effect, explanation.rule) == ("hold", f"approval-policy:{made.id}")

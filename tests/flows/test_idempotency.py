@@ -169,8 +169,32 @@ async def test_a_call_that_needs_nobody_by_a_grant_still_runs_once(tmp_path: Pat
     async with marked() as server, House(tmp_path) as house:
         await listed(house, server.url)
         key = await house.agent("clerk", FREE)
-        rule = AutoApproveRule(name="inside", conditions=(Condition(field="to", op="domain_in", values=("acme.test",)),))
-        await house.runtime.approvals.book.create_policy(house.org, ApprovalPolicySpec(name="all", auto_approve_rules=(rule,)))
+        rule = AutoApproveRule(
+            name="inside", conditions=(Condition(field="to", op="domain_in", values=("acme.test",)),)
+        )
+        await house.runtime.approvals.book.create_policy(
+            house.org, ApprovalPolicySpec(name="all", auto_approve_rules=(rule,))
+        )
         for _ in range(3):
             assert (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]["isError"] is False
         assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("door", ["/mcp/mail", "/mcp"])
+async def test_a_key_on_a_subscription_leaves_it_a_subscription(tmp_path: Path, door: str) -> None:
+    free = Profile(name="free", tools=ToolRule(allow=("mail__*",)), max_risk="critical", allow_unknown=True)
+    async with Counting() as server, House(tmp_path) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", free)
+        headers = {"Idempotency-Key": "order-21"}
+        if door == "/mcp":
+            hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+                "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}}  # fmt: skip
+            opened = await house.send("POST", door, key=key, body=hello)
+            headers["Mcp-Session-Id"] = opened.headers["Mcp-Session-Id"]
+        before = len(server.seen)
+        message = {"jsonrpc": "2.0", "id": 3, "method": "resources/subscribe", "params": {"uri": "mail://inbox"}}
+        await house.send("POST", door, key=key, body=message, headers=headers)
+        methods = [one.get("method") for _, one in server.seen[before:]]
+        assert "resources/read" not in methods
+        assert door == "/mcp" or "resources/subscribe" in methods
