@@ -68,8 +68,7 @@ async def list_approvals(ctx: Context, query: ApprovalQuery) -> Listing:
 @operation(
     "POST", "/api/engine/approvals", tag="approvals", scope="approvals:request", role="member", body=ApprovalIn,
     returns=show.ApprovalOut, status=201, audit="approval.request", errors=(NotFound, Conflict),
-    example=Example(body={"agent_id": AGENT_ID, "tool": "exec", "arguments": {"command": "make deploy"},
-                          "reason": "A release."}),
+    example=Example(body={"agent_id": AGENT_ID, "tool": "exec", "reason": "A release."}),
 )  # fmt: skip
 async def request_approval(ctx: Context, body: ApprovalIn) -> Reply:
     """Ask people about a call that an agent will run itself.

@@ -202,6 +202,7 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     assert made in {item["id"] for item in ask("GET /api/keys")["data"]}
     ask("GET /api/keys/{id}", id=made)
     ask("DELETE /api/keys/{id}", id=made)
+    tour_of_approvals(ask, agent)
     ask("DELETE /api/agents/{id}", status=204, id=agent)
 
     stdio = {"name": "tour", "kind": "mcp_stdio", "command": ["python", "-m", "agenticmail_enterprise.gateway.demo.mailserver",
@@ -230,6 +231,33 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     assert toured == set(PRINTED_ENDPOINTS)
     for path in ("/health", "/ready", "/metrics"):
         assert story.get(path)[0] == 200
+
+
+def tour_of_approvals(ask: Any, agent: str) -> None:
+    policies, grants, channels = (f"/api/engine/approval-{kind}" for kind in ("policies", "grants", "channels"))
+    policy = ask(f"POST {policies}", {"name": "tour", "tools": ["tour__*"]}, 201)["data"]["id"]
+    assert policy in {item["id"] for item in ask(f"GET {policies}")["data"]}
+    ask(f"GET {policies}/{{id}}", id=policy)
+    ask(f"PUT {policies}/{{id}}", {"name": "tour", "tools": ["tour__*"], "approvals": 2}, id=policy)
+    ask(f"DELETE {policies}/{{id}}", status=204, id=policy)
+    call = {"agent_id": agent, "tool": "exec", "arguments": {"command": "ls"}}
+    held = ask("POST /api/engine/approvals", call, 201)["data"]["id"]
+    assert held in {item["id"] for item in ask("GET /api/engine/approvals")["data"]}
+    assert ask("GET /api/engine/approvals/{id}", id=held)["data"]["arguments"] == {"command": "ls"}
+    rejected = ask("PUT /api/engine/approvals/{id}", {"action": "reject", "reason": "Not now."}, id=held)
+    assert rejected["data"]["state"] == "rejected"
+    batch = {"decisions": [{"id": held, "action": "approve"}]}
+    assert ask("POST /api/engine/approvals/decisions", batch)["data"]["items"][0]["code"] == "ALREADY_DECIDED"
+    assert ask("GET /api/engine/approvals/{id}/result", id=held)["data"]["rejection"] == "Not now."
+    condition = {"field": "command", "op": "equals", "values": ["ls"]}
+    grant = ask(f"POST {grants}", {"agent_id": agent, "tool": "exec", "conditions": [condition]}, 201)["data"]["id"]
+    assert grant in {item["id"] for item in ask(f"GET {grants}")["data"]}
+    ask(f"GET {grants}/proposals")
+    ask(f"DELETE {grants}/{{id}}", status=204, id=grant)
+    channel = ask(f"POST {channels}", {"name": "tour", "url": "https://hooks.example.com/"}, 201)["data"]
+    assert channel["secret"].startswith("whsec_")
+    assert [item["name"] for item in ask(f"GET {channels}")["data"]] == ["tour"]
+    ask(f"DELETE {channels}/{{id}}", status=204, id=channel["id"])
 
 
 def test_a_denial_on_the_wire_is_the_one_in_the_docs(story: Story) -> None:

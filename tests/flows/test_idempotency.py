@@ -198,3 +198,41 @@ async def test_a_key_on_a_subscription_leaves_it_a_subscription(tmp_path: Path, 
         methods = [one.get("method") for _, one in server.seen[before:]]
         assert "resources/read" not in methods
         assert door == "/mcp" or "resources/subscribe" in methods
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "runs"),
+    [("", "may have run, or not", 0), ("ok", "result was not kept", 0), ("not_sent", "was not sent", 1)],
+)
+async def test_what_a_dead_worker_left_is_judged_by_the_journal(
+    tmp_path: Path, outcome: str, said: str, runs: int
+) -> None:
+    from agenticmail_enterprise.catalog.approvals import Once
+    from agenticmail_enterprise.catalog.records import AGENTS, CALLS, CallRecord
+    from agenticmail_enterprise.catalog.store import Insert
+    from agenticmail_enterprise.gateway.approvals.canonical import canonical, digest_of
+
+    # The sweeper would judge it as well: here it is the repeat that finds it.
+    async with marked() as server, House(tmp_path, approvals=ApprovalSettings(sweep=60.0)) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", FREE)
+        (agent,) = (await house.runtime.store.find(Query(AGENTS, "by_org", {"org": house.org}))).records
+        arguments = digest_of(canonical(MAIL))
+        once_id = digest_of(canonical([agent.id, "mail__send_mail", "arguments", arguments]))
+        left = Once(
+            org=house.org,
+            id=once_id,
+            agent=agent.id,
+            tool="mail__send_mail",
+            arguments=arguments,
+            call_id="dec_dead",
+            until=1,
+        )
+        await house.runtime.store.commit(Insert(ONCES, left))
+        if outcome:
+            await house.runtime.store.append(CALLS, [CallRecord(org=house.org, id="dec_dead", outcome=outcome)])  # type: ignore[arg-type]
+        first = (await house.call(key, "/mcp/mail", "send_mail", MAIL)).json["result"]
+        assert said in first["content"][0]["text"]
+        assert server.calls == []
+        await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        assert len(server.calls) == runs
