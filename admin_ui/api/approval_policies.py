@@ -4,7 +4,7 @@ of it."""
 from __future__ import annotations
 
 from ...catalog.approvals import APPROVAL_POLICIES, CHANNELS, GRANTS, ApprovalPolicySpec
-from ...catalog.errors import AddressRefused, Conflict, NotFound, PreconditionFailed, Stale
+from ...catalog.errors import Conflict, NotFound, PreconditionFailed, Stale
 from ...catalog.tools import TOOL_INDEX
 from ...gateway.approvals.book import ChannelSpec, GrantSpec
 from ...gateway.approvals.grants import proposals
@@ -172,7 +172,7 @@ async def list_channels(ctx: Context, query: PageQuery) -> Listing:
 @operation(
     "POST", "/api/engine/approval-channels", tag="approvals", scope="approval-policies:write", role="admin",
     body=ChannelSpec, returns=show.NewChannelOut, status=201, audit="approval_channel.create",
-    errors=(Conflict, AddressRefused),
+    errors=(Conflict,),
     example=Example(body={"name": "operations", "kind": "webhook", "url": "https://hooks.example.com/approvals"}),
 )  # fmt: skip
 async def create_channel(ctx: Context, body: ChannelSpec) -> Reply:

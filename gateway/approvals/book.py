@@ -3,6 +3,8 @@ that calls are matched against, read once per policy epoch."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, TypeVar
@@ -21,7 +23,7 @@ from ...catalog.approvals import (
     Grant,
 )
 from ...catalog.calls import AgentView, Tool
-from ...catalog.errors import FieldError, NotFound, Stale, ValidationFailed
+from ...catalog.errors import AddressRefused, FieldError, NotFound, Stale, ValidationFailed
 from ...catalog.ids import new_id
 from ...catalog.records import AGENTS
 from ...catalog.store import MAX_PAGE, Delete, Entity, Insert, Query, Record, Replace, Store
@@ -180,7 +182,7 @@ class Book:
         return await self._all(CHANNELS, org)
 
     async def create_channel(self, org: str, spec: ChannelSpec, secret: str) -> Channel:
-        """`secret` signs a webhook's messages. ValidationFailed, AddressRefused, Conflict("name")."""
+        """`secret` signs a webhook's messages. ValidationFailed, Conflict("name")."""
         _check_channel(spec)
         now = self._changes.now()
         channel_id = new_id("channel")
@@ -247,8 +249,19 @@ def _check(spec: ApprovalPolicySpec) -> None:
         raise ValidationFailed([(path, "invalid", sentence) for path, sentence in faults])
 
 
+def usable_secret(secret: str) -> bool:
+    """Whether a webhook's secret is one of Standard Webhooks, and not too short to be one."""
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return secret.startswith("whsec_") and len(key) >= 24
+
+
 def _check_channel(spec: ChannelSpec) -> None:
     faults: list[FieldError] = []
+    if spec.kind == "webhook" and spec.secret and not usable_secret(spec.secret):
+        faults.append(("/secret", "format", "A secret is whsec_ and the base64 of 24 bytes or more."))
     if spec.kind == "email":
         if not spec.recipients:
             faults.append(("/recipients", "required", "An e-mail channel needs a recipient."))
@@ -267,4 +280,7 @@ def _check_channel(spec: ChannelSpec) -> None:
     if faults:
         raise ValidationFailed(faults)
     if spec.url:
-        check_url(spec.url, allow_private=spec.allow_private)
+        try:
+            check_url(spec.url, allow_private=spec.allow_private)
+        except AddressRefused as error:
+            raise ValidationFailed([("/url", "address_refused", error.message)]) from None

@@ -14,7 +14,7 @@ from aiohttp import web
 from agenticmail_enterprise.adapters.stores import memory
 from agenticmail_enterprise.catalog.approvals import DELIVERIES, Delivery
 from agenticmail_enterprise.catalog.calls import Tool
-from agenticmail_enterprise.catalog.errors import AddressRefused, ValidationFailed
+from agenticmail_enterprise.catalog.errors import ValidationFailed
 from agenticmail_enterprise.catalog.store import Query
 from agenticmail_enterprise.gateway.approvals.book import ChannelSpec
 from agenticmail_enterprise.gateway.approvals.engine import ApprovalEngine, Ask
@@ -117,13 +117,15 @@ async def test_a_slack_message_cannot_mention_or_format(desk: Desk) -> None:
     ["http://169.254.169.254/latest", "http://127.0.0.1:9/x", "http://metadata.google.internal/", "http://[::1]/"],
 )
 async def test_addresses_that_are_not_public_are_refused(desk: Desk, url: str) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(ValidationFailed) as caught:
         await desk.engine.book.create_channel("org_a", ChannelSpec(name="ops", url=url), new_secret())
+    assert caught.value.details["fields"][0]["code"] == "address_refused"
 
 
 @pytest.mark.parametrize("spec", [
     ChannelSpec(name="a"), ChannelSpec(name="a", kind="email"), ChannelSpec(name="a", kind="email", recipients=("x",)),
     ChannelSpec(name="a", kind="email", recipients=("a@b.c\r\nBcc: x@y.z",)), ChannelSpec(name="a", url="ftp://x/"),
+    ChannelSpec(name="a", url="https://hooks.acme.test/", secret="short"),
     ChannelSpec(name="a", url="https://hooks.acme.test/", events=("nonsense",)),
 ])  # fmt: skip
 async def test_a_channel_that_cannot_work_is_refused(desk: Desk, spec: ChannelSpec) -> None:
