@@ -13,6 +13,7 @@ from typing import Final
 PREFIXES: Final = {
     "org": "org", "user": "usr", "agent": "agt", "profile": "prf", "key": "key", "upstream": "ups",
     "tool": "tol", "call": "dec", "audit": "aud", "request": "req",
+    "anchor": "anc", "replay": "idm",
 }  # fmt: skip
 
 _tail = ""

@@ -166,6 +166,19 @@ class ChainHead(Record, kw_only=True, omit_defaults=True):
     hash: str = ""
 
 
+class ChainAnchor(Record, kw_only=True, omit_defaults=True):
+    """A place where an organisation's chain was cut: records up to `seq` were removed on purpose, and the check starts
+    behind it. `hash` is the hash of record `seq`; `before` (ms) the age that was asked for; `by` who asked, `at` (ms)
+    when; `pruned` how many records this cut took."""
+
+    seq: int = 0
+    hash: str = ""
+    before: int = 0
+    by: str = ""
+    at: int = 0
+    pruned: int = 0
+
+
 class SpoolMark(Record, kw_only=True, omit_defaults=True):
     """How far a worker's spool is drained. `id` is the spool's name; `org` is GLOBAL. `offset` is a position in the
     spool (segment number * 2^32 + bytes); `done`: all of it is in the store, what is left of its files may go."""
@@ -204,6 +217,20 @@ class CheckReport(Record, kw_only=True, omit_defaults=True):
     duration_us: int = 0
 
 
+class Replay(Record, kw_only=True, omit_defaults=True):
+    """The answer to a request that carried an Idempotency-Key; `id` is made of who sent which key where. `fingerprint`:
+    SHA-256 (hex) of query and body. `body` holds no secret: what was shown once is null. Gone at `ends_at` (ms)."""
+
+    shelf: Literal["replay"] = "replay"
+    state: Literal["running", "done"] = "running"
+    fingerprint: str = ""
+    status: int = 0
+    body: str = ""
+    etag: str = ""
+    location: str = ""
+    ends_at: int = 0
+
+
 ORGS: Final = Entity("org", Org, (Index("by_org", ("org",)),))
 USERS: Final = Entity("user", User, (Index("email", ("email",), unique=True, across=True), Index("by_org", ("org",))))
 AGENTS: Final = Entity(
@@ -230,6 +257,7 @@ CALLS: Final = Entity(
     append_only=True,
 )  # fmt: skip
 CHAIN_HEADS: Final = Entity("chain_head", ChainHead)
+ANCHORS: Final = Entity("chain_anchor", ChainAnchor, (Index("by_seq", ("org",), sort="seq"),), since=2)
 SPOOL_MARKS: Final = Entity("spool_mark", SpoolMark, (Index("by_org", ("org",)),))
 EPOCHS: Final = Entity("epoch", Epoch)
 AUDIT: Final = Entity(
@@ -239,6 +267,8 @@ AUDIT: Final = Entity(
 )  # fmt: skip
 
 CHECK_REPORTS: Final = Entity("check_report", CheckReport, (Index("waiting", ("state",), across=True),))
+
+REPLAYS: Final = Entity("replay", Replay, (Index("by_end", ("shelf",), sort="ends_at", across=True),), since=2)
 
 ENTITIES: Final = (
     ORGS,
@@ -265,5 +295,5 @@ class Migration(msgspec.Struct, frozen=True):
     indexes: tuple[tuple[str, str], ...] = ()
 
 
-MIGRATIONS: Final = (Migration(1, ENTITIES),)
+MIGRATIONS: Final = (Migration(1, ENTITIES), Migration(2, (ANCHORS, REPLAYS)))
 """In order, without gaps. Released ones never change; a new entity or index is a new Migration at the end."""

@@ -94,8 +94,8 @@ class Live:
         """See Pool.send. With `stream` there is no deadline for the answer's end."""
         return await self.pool.send(head, body, timeout=self._timeout, stream=stream)
 
-    def link(self, **options: Any) -> Link:
-        """A conversation of the gateway's own with this server."""
+    def link(self, *, owner: str = "", **options: Any) -> Link:
+        """A conversation of the gateway's own with this server. `owner` is the agent it serves, "" for the gateway."""
         return Link(HttpWire(self), **options)
 
     async def close(self, grace: float) -> None:
@@ -120,7 +120,7 @@ class Forwarder(Protocol):
 
     def reap(self) -> None: ...
 
-    def link(self, **options: Any) -> Link: ...
+    def link(self, *, owner: str = "", **options: Any) -> Link: ...
 
     async def close(self, grace: float) -> None: ...
 

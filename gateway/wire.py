@@ -6,7 +6,6 @@ aiohttp parses requests and owns the connection; `RawResponse` replaces only its
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
@@ -192,18 +191,3 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes | None:
             return None
         parts.append(chunk)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-__all__ = [
-    "HOP_BY_HOP",
-    "Headers",
-    "RawResponse",
-    "RawStream",
-    "asyncio",
-    "client_gone",
-    "encode_headers",
-    "json_response",
-    "read_body",
-    "remote_ip",
-    "status_line",
-]

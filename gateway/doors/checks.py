@@ -34,7 +34,7 @@ from ...catalog.store import Delete, Insert, Query, Store
 from ..identity import Identity
 from ..journal import Ticket
 from ..proxy import JOURNAL_FULL, Proxy
-from ..wire import RawResponse, json_response, read_body
+from ..wire import json_response, read_body
 from .headers import check_body_headers, request_id, scan, trace
 from .jsonrpc import RpcError, decode, encode
 from .turnaway import Turnaway
@@ -287,6 +287,3 @@ def _convert(value: Any, kind: type[Any]) -> Any:
         message, _, where = text.partition(" - at `$")
         path = "/" + where.rstrip("`").lstrip(".").replace("[", "/").replace("]", "").replace(".", "/") if where else ""
         raise ValidationFailed([(path, "invalid", message + ".")]) from None
-
-
-__all__ = ["Check", "ChecksDoor", "RawResponse", "Report"]

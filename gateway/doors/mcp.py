@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -31,10 +31,10 @@ from ..pool import Answer
 from ..proxy import Passed, Proxy, outcome_of
 from ..sessions import SessionSeal
 from ..upstreams import Upstreams
-from ..wire import RawResponse, json_response, read_body
+from ..wire import json_response, read_body
 from . import relay
 from .headers import Scan, check_body_headers, request_id, scan, trace
-from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, plain_call, subject_of
+from .jsonrpc import RpcError, check_envelope, decode, encode, plain_call, subject_of
 from .lists import filter_message
 from .mcpfacts import (
     HEADER_MISMATCH,
@@ -43,13 +43,11 @@ from .mcpfacts import (
     LISTS,
     MODERN,
     NAMED,
-    STATUS_OF,
     TOOL,
     Subject,
-    governed_id,
     header_value,
 )
-from .refusals import denied_body, failed_body, http_refusal, rpc_refusal
+from .refusals import denied_body, failed_body, rpc_refusal
 from .turnaway import Turnaway
 
 STREAM_TYPE: Final = "text/event-stream"
@@ -420,6 +418,3 @@ async def _collect(answer: Answer) -> bytes:
             raise UpstreamProtocol("The server's list is too large.")
         parts.append(bytes(part))
     return b"".join(parts)
-
-
-__all__ = ["STATUS_OF", "Awaitable", "McpDoor", "RawResponse", "Visit", "error_body", "governed_id", "http_refusal"]

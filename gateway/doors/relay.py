@@ -14,7 +14,6 @@ from ...catalog.records import Outcome
 from ..pool import Answer
 from ..wire import Headers, RawResponse, RawStream, encode_headers, status_line
 from .headers import RESPONSE_DROP
-from .lists import Filtered
 from .sse import EventTooLarge, Splitter, data_of, with_data
 from .sse import event as event_of
 
@@ -132,6 +131,3 @@ async def _event(event: bytes, change: Filter | None, relayed: Relayed) -> bytes
         return event
     changed = await change(data_of(event))
     return event if changed is None else with_data(event, changed)
-
-
-__all__ = ["Filter", "Filtered", "Relayed", "outcome_of", "response_headers", "says_error", "stream", "whole"]

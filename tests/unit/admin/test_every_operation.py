@@ -36,7 +36,9 @@ def path_of(operation: Operation, **changed: str) -> str:
 async def send(site: Any, operation: Operation, **options: Any) -> Any:
     """The operation's own example, word for word."""
     body = operation.example.body if operation.body is not None else None
-    return await site.call(operation.method, path_of(operation), body, query=dict(operation.example.query), **options)
+    headers = {**operation.example.headers, **options.pop("headers", {})}
+    query = {**operation.example.query, **options.pop("query", {})}
+    return await site.call(operation.method, path_of(operation), body, query=query, headers=headers, **options)
 
 
 def named(operation: Operation) -> str:
