@@ -227,7 +227,7 @@ TOOLS: Final = Entity(
 CALLS: Final = Entity(
     "call", CallRecord,
     (Index("by_org", ("org",)), Index("by_agent", ("org", "agent")), Index("chain", ("org",), sort="seq")),
-    append_only=True,
+    append_only=True, time_ordered="dec",
 )  # fmt: skip
 CHAIN_HEADS: Final = Entity("chain_head", ChainHead)
 SPOOL_MARKS: Final = Entity("spool_mark", SpoolMark, (Index("by_org", ("org",)),))

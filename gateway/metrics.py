@@ -71,6 +71,20 @@ class Metrics(Collector):
     def call(self, door: str, effect: str, outcome: str) -> None:
         self.calls[door, effect, outcome] += 1
 
+    def passed(self, door: str, outcome: str, upstream: str, upstream_us: int, added_us: int) -> None:
+        """A call that was forwarded, at its end. `added_us` -1: not to be told from the upstream's time."""
+        self.calls[door, "allow", outcome] += 1
+        if added_us >= 0:
+            added = self.added
+            added.counts[bisect_left(ADDED_BOUNDS, added_us)] += 1
+            added.total += added_us
+        histogram = self.upstream.get(upstream)
+        if histogram is None:
+            self.upstream_time(upstream, upstream_us)
+        else:
+            histogram.counts[bisect_left(UPSTREAM_BOUNDS, upstream_us)] += 1
+            histogram.total += upstream_us
+
     def refusal(self, door: str, code: str) -> None:
         """A request turned away before it became a call."""
         self.refused[door, code] += 1

@@ -24,7 +24,7 @@ from ..catalog.errors import BadRequest, EnterpriseError, HostRefused, NotFound,
 from .doors.jsonrpc import encode
 from .doors.refusals import http_refusal
 from .doors.turnaway import Turnaway
-from .lane import LaneRequest, Lanes
+from .lane import LaneRequest, Lanes, Work
 from .runtime import ROOT, Runtime
 from .wire import Gone, RawResponse, json_response, status_line
 
@@ -108,13 +108,16 @@ class Edge:
         except ConnectionError:
             return Gone()
 
-    async def quick(self, request: LaneRequest) -> web.StreamResponse:
-        """Answer one request of a fast lane."""
-        runtime = self.runtime
+    def quick(self, request: LaneRequest) -> Work:
+        """Answers one request of a fast lane."""
+        if request.raw_path.startswith("/mcp/"):
+            return self.guarded(request, self.runtime.mcp.quick(request))
+        return self.guarded(request, self.runtime.checks.check(cast("web.BaseRequest", request)))
+
+    async def guarded(self, request: LaneRequest, work: Work) -> web.StreamResponse:
+        """What a door answers. A fault of ours is logged whole, and answered without detail."""
         try:
-            if request.raw_path.startswith("/mcp/"):
-                return await runtime.mcp.quick(request)
-            return await runtime.checks.check(cast("web.BaseRequest", request))
+            return await work
         except ConnectionError:
             return Gone()
         except Exception as error:
