@@ -22,8 +22,10 @@ from .redaction import kept_arguments
 ENDING_MAX: Final = 512
 """Bytes of an outcome's frame that are set aside for every open call."""
 
-PLAIN_ENDING: Final = b'{"outcome":"%b","status":200,"duration_us":%d,"upstream_us":%d,"response_bytes":%d}'
-"""`Ending` with none of its numbers 0, and nothing to add."""
+PLAIN_ENDING: Final = b'{"outcome":"%b","status":200,"duration_us":%d,"upstream_us":%d,"response_bytes":%d%b}'
+"""`Ending` with none of its numbers 0, and nothing to add but flags (`FLAGS`)."""
+
+FLAGS: Final = b',"flags":%b'
 
 MAX_DRAFTED: Final = 4096
 """Bytes of arguments up to which a draft is used: the frame then fits for certain."""
@@ -37,27 +39,28 @@ _BIG: Final = 2**53
 
 
 _FILLED: Final = (
-    b'%b%b","created_at":%d%b,"at":%d%b,"args_digest":"%b"%b,"request_bytes":%d,"request_id":"%b","trace_id":"%b"}'
+    b'%b%b","created_at":%d%b,"at":%d%b,"args_digest":"%b"%b,"request_bytes":%d,"request_id":"%b","trace_id":"%b"}%b'
 )
 
 
 class Draft:
     """The intents of one agent's plain calls of one tool under one verdict, at the transparent door."""
 
-    __slots__ = ("_end", "_middle", "_start", "verdict")
+    __slots__ = ("_end", "_line", "_middle", "_start", "verdict")
 
     def __init__(self, start: bytes, middle: bytes, end: bytes, verdict: Verdict) -> None:
         self._start = start
         self._middle = middle
         self._end = end
+        self._line = flag_line(verdict.flags)
         self.verdict = verdict
 
     @classmethod
     def of(cls, call: Call, verdict: Verdict) -> Draft | None:
-        """For the calls that are like this one. None when its strings are too long, or the verdict has flags: such
-        calls are written by `intent`."""
+        """For the calls that are like this one. None when its strings are too long: such calls are written by
+        `intent`."""
         who, tool = call.principal, call.tool
-        if verdict.flags or len(tool) + len(verdict.reason) + len(verdict.rule) > MAX_STRINGS:
+        if len(tool) + len(verdict.reason) + len(verdict.rule) + len(str(verdict.flags)) > MAX_STRINGS:
             return None
         bare = len(encode(Intent("", ""))) - 1
         try:
@@ -77,8 +80,13 @@ class Draft:
         The call has no request or trace id but its own."""
         return _FILLED % (
             self._start, call_id, at // 1000, self._middle, at, self._end, sha256(raw).hexdigest().encode(), kept,
-            request_bytes, call_id, call_id[-32:],
+            request_bytes, call_id, call_id[-32:], self._line,
         )  # fmt: skip
+
+
+def flag_line(flags: tuple[str, ...]) -> bytes:
+    """What an intent's frame ends in when the verdict has flags."""
+    return b"\n" + encode(flags) if flags else b""
 
 
 def quoted(raw: bytes) -> bytes:

@@ -26,7 +26,7 @@ from ..catalog.errors import JournalBroken, JournalFull, SettingsError
 from ..catalog.records import CallRecord, Outcome
 from ..catalog.store import Store
 from .chainverify import Ending, encode, joined
-from .drafts import ENDING_MAX, PLAIN_ENDING, Draft, ending, intent
+from .drafts import ENDING_MAX, FLAGS, PLAIN_ENDING, Draft, ending, flag_line, intent
 from .drain import Drain
 from .groupsync import GroupSync
 from .settings import JournalSettings
@@ -163,15 +163,13 @@ class Journal:
         if self._shut:
             raise JournalBroken(self._shut)
         body = intent(call, verdict, request_bytes, self.spool.body_max, self.keeps_arguments)
-        if verdict.flags:
-            body += b"\n" + encode(verdict.flags)
-        return self._begun(body, verdict.flags)
+        return self._begun(body + flag_line(verdict.flags), verdict.flags)
 
     def begin_plain(self, draft: Draft, call_id: bytes, at: int, raw: bytes, kept: bytes, request_bytes: int) -> Ticket:
         """`begin` for one more call of a kind that there is a draft of; see `Draft.fill`. The same bytes, sooner."""
         if self._shut:
             raise JournalBroken(self._shut)
-        return self._begun(draft.fill(call_id, at, raw, kept, request_bytes), ())
+        return self._begun(draft.fill(call_id, at, raw, kept, request_bytes), draft.verdict.flags)
 
     def _begun(self, body: bytes, flags: tuple[str, ...]) -> Ticket:
         spool = self.spool
@@ -202,8 +200,9 @@ class Journal:
             return
         if self._flags:
             flags = self._flags.pop(ticket, ()) + flags
-        if status == 200 and not error and not flags and duration_us and upstream_us and response_bytes:
-            body = PLAIN_ENDING % (outcome.encode(), duration_us, upstream_us, response_bytes)
+        if status == 200 and not error and duration_us > 0 and upstream_us > 0 and response_bytes > 0 and len(flags) < 4:
+            flagged = FLAGS % encode(flags) if flags else b""
+            body = PLAIN_ENDING % (outcome.encode(), duration_us, upstream_us, response_bytes, flagged)
         else:
             body = ending(Ending(outcome, status, error, duration_us, upstream_us, response_bytes, flags))
         self.spool.append(OUTCOME, ticket, body)

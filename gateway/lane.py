@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import web
@@ -174,11 +174,8 @@ class InFlight(Protocol):
 class House(Protocol):
     """What the lanes lead to."""
 
-    def quick(self, request: LaneRequest) -> Work:
-        """Answers a request. Its coroutine raises nothing but CancelledError."""
-
-    def guarded(self, request: LaneRequest, work: Work) -> Work:
-        """The same of the rest of an answer."""
+    async def quick(self, request: LaneRequest, rest: Work | None = None) -> web.StreamResponse:
+        """Answer a request, or await the `rest` of its answer. Raises nothing but CancelledError."""
 
     def serves(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether a head's Host and Origin are this gateway's."""
@@ -238,7 +235,8 @@ class Lane(asyncio.Protocol):
         self._lanes = lanes
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
-        self._queue: deque[tuple[LaneRequest, Work]] = deque()
+        self._todo: tuple[LaneRequest, Work | None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._flight: InFlight | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -261,6 +259,7 @@ class Lane(asyncio.Protocol):
         self._lanes.open.discard(self)
         self.resume_writing()
         self._land()
+        self._forsake()
         if self._task is not None:
             self._task.cancel()
 
@@ -327,11 +326,11 @@ class Lane(asyncio.Protocol):
         self._begin(LaneRequest(self, known, body))
 
     def _begin(self, request: LaneRequest) -> None:
-        self._put(request, self._lanes.house.quick(request))
+        self._put(request, None)
 
-    def _put(self, request: LaneRequest, work: Work) -> None:
+    def _put(self, request: LaneRequest, rest: Work | None) -> None:
         self._busy = True
-        self._queue.append((request, work))
+        self._todo = request, rest
         if self._task is None:
             self._task = self._loop.create_task(self._work())
         elif self._waiter is not None and not self._waiter.done():
@@ -339,13 +338,14 @@ class Lane(asyncio.Protocol):
 
     async def _work(self) -> None:
         """Answer requests until the connection ends or is handed over."""
+        serve = self._lanes.house.quick
         while self.transport is not None:
-            if not self._queue:
+            if self._todo is None:
                 self._waiter = self._loop.create_future()
                 await self._waiter
                 continue
-            request, work = self._queue.popleft()
-            response = await work
+            (request, rest), self._todo = self._todo, None
+            response = await serve(request, rest)
             await response.prepare(cast("web.BaseRequest", request))
             self._busy = False
             self._since = self._loop.time()
@@ -360,7 +360,7 @@ class Lane(asyncio.Protocol):
     def go_on(self, request: LaneRequest, work: Work) -> None:
         """The rest of this request takes a coroutine."""
         self._flight = None
-        self._put(request, self._lanes.house.guarded(request, work))
+        self._put(request, work)
 
     def answered(self, data: bytes) -> None:
         """The whole answer to the call that was on its way."""
@@ -383,6 +383,23 @@ class Lane(asyncio.Protocol):
         flight, self._flight = self._flight, None
         if flight is not None:
             flight.cancel()
+
+    def _forsake(self) -> asyncio.Task[None] | None:
+        """The connection ends before the rest of an answer began. It is begun, and cancelled where it first waits: only
+        so does its call get an outcome."""
+        todo, self._todo = self._todo, None
+        if todo is None or todo[1] is None:
+            return None
+        request, rest = todo[0], todo[1]
+        self._ending = self._loop.create_task(self._cancelled(request, rest))
+        return self._ending
+
+    async def _cancelled(self, request: LaneRequest, rest: Work) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._lanes.house.quick(request, rest)
 
     def _after(self, keep_alive: bool | None) -> None:
         """An answer is out: go on with what has arrived meanwhile, or end here."""
@@ -422,15 +439,14 @@ class Lane(asyncio.Protocol):
             self.transport.close()
 
     async def cut(self) -> None:
-        task = self._task
+        tasks = {task for task in (self._task, self._forsake()) if task is not None}
         if self.transport is not None:
             self.transport.abort()
         self._land()
-        for _, work in self._queue:
-            work.close()  # not begun
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        if self._task is not None:
+            self._task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def retire(self) -> None:
         if not self._busy and self.transport is not None:

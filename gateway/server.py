@@ -108,16 +108,15 @@ class Edge:
         except ConnectionError:
             return Gone()
 
-    def quick(self, request: LaneRequest) -> Work:
-        """Answers one request of a fast lane."""
-        if request.raw_path.startswith("/mcp/"):
-            return self.guarded(request, self.runtime.mcp.quick(request))
-        return self.guarded(request, self.runtime.checks.check(cast("web.BaseRequest", request)))
-
-    async def guarded(self, request: LaneRequest, work: Work) -> web.StreamResponse:
-        """What a door answers. A fault of ours is logged whole, and answered without detail."""
+    async def quick(self, request: LaneRequest, rest: Work | None = None) -> web.StreamResponse:
+        """Answer one request of a fast lane, or await the rest of its answer. A fault of ours is logged whole, and
+        answered without detail."""
         try:
-            return await work
+            if rest is not None:
+                return await rest
+            if request.raw_path.startswith("/mcp/"):
+                return await self.runtime.mcp.quick(request)
+            return await self.runtime.checks.check(cast("web.BaseRequest", request))
         except ConnectionError:
             return Gone()
         except Exception as error:
