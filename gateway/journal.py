@@ -26,9 +26,10 @@ from ..catalog.errors import JournalBroken, JournalFull, SettingsError
 from ..catalog.records import CallRecord, Outcome
 from ..catalog.store import Store
 from .chainverify import Ending, encode, joined
-from .drafts import ENDING_MAX, FLAGS, PLAIN_ENDING, Draft, ending, flag_line, intent
+from .drafts import ENDING_MAX, FLAGS, MAX_DRAFTED, PLAIN_ENDING, Draft, ending, flag_line, intent, quoted
 from .drain import Drain
 from .groupsync import GroupSync
+from .redaction import is_plain
 from .settings import JournalSettings
 from .spool import CARRIED, COMPLETE, INTENT, OUTCOME, OVERHEAD, Home, Spool
 from .streams import Counts, LiveStream
@@ -165,11 +166,14 @@ class Journal:
         body = intent(call, verdict, request_bytes, self.spool.body_max, self.keeps_arguments)
         return self._begun(body + flag_line(verdict.flags), verdict.flags)
 
-    def begin_plain(self, draft: Draft, call_id: bytes, at: int, raw: bytes, kept: bytes, request_bytes: int) -> Ticket:
-        """`begin` for one more call of a kind that there is a draft of; see `Draft.fill`. The same bytes, sooner."""
-        if self._shut:
-            raise JournalBroken(self._shut)
-        return self._begun(draft.fill(call_id, at, raw, kept, request_bytes), draft.verdict.flags)
+    def begin_as(self, draft: Draft | None, call: Call, verdict: Verdict, raw: bytes, request_bytes: int) -> Ticket:
+        """`begin` for one more call of a kind that there is a draft of, with `call.exact` and no ids but its own: the
+        same bytes, sooner."""
+        keeps = self.keeps_arguments
+        if self._shut or draft is None or len(raw) > MAX_DRAFTED or (keeps and not is_plain(call.args)):
+            return self.begin(call, verdict, request_bytes)
+        body = draft.fill(call.id.encode(), int(call.at * 1e6), raw, quoted(raw) if keeps else b"", request_bytes)
+        return self._begun(body, verdict.flags)
 
     def _begun(self, body: bytes, flags: tuple[str, ...]) -> Ticket:
         spool = self.spool
@@ -200,7 +204,8 @@ class Journal:
             return
         if self._flags:
             flags = self._flags.pop(ticket, ()) + flags
-        if status == 200 and not error and duration_us > 0 and upstream_us > 0 and response_bytes > 0 and len(flags) < 4:
+        usual = duration_us > 0 and upstream_us > 0 and response_bytes > 0 and len(flags) < 4
+        if status == 200 and not error and usual:
             flagged = FLAGS % encode(flags) if flags else b""
             body = PLAIN_ENDING % (outcome.encode(), duration_us, upstream_us, response_bytes, flagged)
         else:

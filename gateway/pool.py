@@ -43,8 +43,9 @@ from .pool_framing import DEAD, IDLE
 from .pool_idle import IdleLimit
 from .pool_origin import Origin, build_head, tls_context
 
-LOOK_AFTER: Final = 0.001
-"""Seconds of rest after which a connection is looked at before use (0.6 us). What closes sooner is settled by proof."""
+LOOK_AFTER: Final = 0.01
+"""Seconds of rest after which a connection is looked at before use (0.6 us): more than a busy loop's turn takes. What
+closes sooner is settled by proof."""
 PROOF_PATIENCE: Final = 1.0
 """Seconds to wait for the proof that a request was not accepted: a few round trips."""
 MAX_PROVEN: Final = 2
@@ -194,9 +195,7 @@ class Pool:
         if not isinstance(error, Lost):
             self._settle(error, None, None, ticket)
             raise error
-        answer = await self._resend(
-            error, head, body, deadline=deadline, stream=False, replayable=False, ticket=ticket
-        )
+        answer = await self._resend(error, head, body, deadline=deadline, stream=False, replayable=False, ticket=ticket)
         self.judged(begun, answer)
         return answer
 

@@ -164,9 +164,7 @@ class Connection(Framing, asyncio.Protocol):
         self._transport = self.poll = None
 
     # -- from the pool -------------------------------------------------------------------------------------------
-    def begin(
-        self, future: Receiver, head: bytes, body: bytes, now: float, deadline: float, stream: bool
-    ) -> None:
+    def begin(self, future: Receiver, head: bytes, body: bytes, now: float, deadline: float, stream: bool) -> None:
         """Send a request on an idle connection."""
         self._future = future
         self._started = now

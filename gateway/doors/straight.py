@@ -22,15 +22,14 @@ from aiohttp import web
 from ...catalog.calls import Call, Verdict, decode_object
 from ...catalog.errors import JournalFull
 from ...catalog.ids import new_id
-from ..drafts import MAX_DRAFTED, Draft, quoted
+from ..drafts import Draft
 from ..lane import Known, Lane, LaneRequest
 from ..pool import Answer, Begun
 from ..proxy import Passed, Sender
-from ..redaction import is_plain
 from ..upstreams import Live
 from ..wire import encode_headers, status_line
 from .headers import RESPONSE_DROP
-from .jsonrpc import encode
+from .jsonrpc import ODD, encode
 from .mcpfacts import TOOL
 from .relay import outcome_of
 
@@ -48,7 +47,6 @@ _jsonrpc_first: Final = re.compile(
 _method_first: Final = re.compile(
     rb'\{"method":"tools/call","params":%b,"jsonrpc":"2\.0","id":%b\}' % (_PARAMS, _ID), re.DOTALL
 ).fullmatch
-_ODD: Final = (msgspec.MsgspecError, UnicodeError, ValueError, TypeError, OverflowError, RecursionError)
 _NONE: Final = b"-"
 """A response head whose headers are not the same for everybody."""
 
@@ -103,7 +101,7 @@ class Straight:
             args = decode_object(raw)
             if encode(args) != raw:  # other spellings, and keys given twice
                 return False
-        except _ODD:
+        except ODD:
             return False
         if not args:
             return False
@@ -172,12 +170,7 @@ class Flight(Passed):
             draft = route.draft
             if draft is None or draft.verdict is not verdict:
                 draft = route.draft = Draft.of(call, verdict)
-            raw, keeps = cast("bytes", call.raw), journal.keeps_arguments
-            if draft is None or len(raw) > MAX_DRAFTED or (keeps and not is_plain(call.args)):
-                self.ticket = journal.begin(call, verdict, len(body))
-            else:
-                kept = quoted(raw) if keeps else b""
-                self.ticket = journal.begin_plain(draft, call.id.encode(), int(call.at * 1e6), raw, kept, len(body))
+            self.ticket = journal.begin_as(draft, call, verdict, call.raw, len(body))
         except JournalFull:
             self._take_over()
             return
@@ -203,8 +196,8 @@ class Flight(Passed):
         assert begun is not None  # noqa: S101 - the pool answers what was begun
         self._live.pool.judged(begun, answer)
         try:
-            body = answer.body
-            block = _block(answer) if body is not None else _NONE
+            body, known = answer.body, answer.known
+            block = _NONE if body is None else (known and known.block) or _block(answer)
             if body is None or block is _NONE:
                 request, visit = self._visit()
                 self._lane.go_on(request, self._door.answer(visit, self, TOOL, self._id()))
