@@ -129,7 +129,8 @@ class CallRecord(Record, kw_only=True, omit_defaults=True, gc=False):
     leaves (to `trace_id`) stands before its outcome, so that the journal can join the two without decoding either.
 
     `seq`, `prev` and `hash` are set when the record is drained. `at` is the decision in microseconds since the
-    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the argument bytes as received.
+    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the arguments that were judged, as compact JSON
+    (docs/journal.md); "" when there are none.
     """
 
     agent: str = ""
@@ -254,7 +255,7 @@ TOOLS: Final = Entity(
 CALLS: Final = Entity(
     "call", CallRecord,
     (Index("by_org", ("org",)), Index("by_agent", ("org", "agent")), Index("chain", ("org",), sort="seq")),
-    append_only=True,
+    append_only=True, time_ordered="dec",
 )  # fmt: skip
 CHAIN_HEADS: Final = Entity("chain_head", ChainHead)
 ANCHORS: Final = Entity("chain_anchor", ChainAnchor, (Index("by_seq", ("org",), sort="seq"),), since=2)

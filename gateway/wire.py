@@ -124,6 +124,17 @@ def json_response(status: int, body: bytes, extra: Headers | None = None) -> Raw
     return RawResponse(status, head, body)
 
 
+_JSON_HEAD: Final = b"%sContent-Type: application/json\r\n%sContent-Length: %%d\r\n\r\n%%b" % (
+    status_line(200),
+    SECURITY_HEADERS,
+)
+
+
+def whole_response(body: bytes) -> bytes:
+    """`json_response(200, body)` to a keep-alive client, in bytes."""
+    return _JSON_HEAD % (len(body), body)
+
+
 class RawStream(RawResponse):
     """A response written as it comes, in chunked coding, with back-pressure from the client's socket."""
 

@@ -49,6 +49,9 @@ def response_headers(answer: Answer, seal: SealSession | None, request_id: str) 
 
 def says_error(data: bytes) -> bool:
     """Whether a JSON-RPC answer is an error, or a tool result with `isError: true`."""
+    # Two searches at the speed of memory tell for nearly every answer that it is none.
+    if b'"error"' not in data and data.count(b'"isError"') == data.count(b'"isError":false'):
+        return False
     if _IS_ERROR.search(data) is None:
         return False
     try:
