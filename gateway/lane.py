@@ -289,7 +289,8 @@ class Lane(asyncio.Protocol):
             return
         end = data.find(b"\r\n\r\n") + 4
         if end > 3:
-            known = self._lanes.find(data[:end])
+            head = data[:end]
+            known = self._lanes.heads.get(head) or self._lanes.find(head)
             if known is not None and len(data) - end == known.length:  # one whole request: the common case
                 body = data[end:]
                 if known.straight is None or not known.straight(self, known, body):
