@@ -196,6 +196,11 @@ class Edge:
         response.force_close()
         return response
 
+    async def settled(self) -> None:
+        """Return when each broken request is on record."""
+        while self._pending:
+            await asyncio.wait(self._pending)
+
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_response(200, b'{"status":"ok"}')
 
@@ -352,6 +357,7 @@ class Server:
                 await asyncio.sleep(0.02)
             await self._http.shutdown(1.0)
             await self._lanes.cut()
+        await self.edge.settled()
         await self.runtime.close()
 
 

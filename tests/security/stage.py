@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,8 @@ CLERK = Profile(
 LIMIT = 30.0
 LOOK = 0.02
 """Seconds between questions whether the server is at rest. No answer depends on it."""
+TURNS = 5
+LAST_CHUNK = b"0\r\n\r\n"
 _ID = re.compile(rb"dec_[0-9a-f]{32}")
 
 
@@ -93,54 +96,60 @@ class Stage:
             own = sock.getsockname()[1]
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(LIMIT)
-            try:
+            with suppress(ConnectionError):
                 for piece in pieces:
                     sock.sendall(piece)
-                self._hear(sock, own, got, stream=b"GET /mcp " in b"".join(pieces))
-            except ConnectionError:
-                pass
-        self.run(self._until(lambda: not self._connections(own) and self._settled()))
+                self._hear(sock, own, got)
+        self.run(self._until(lambda: self._settled() and not any(_peer(each.transport) == own for each in self._met)))
         return asyncio.run(_parse(bytes(got)))
 
-    def _hear(self, sock: socket.socket, own: int, got: bytearray, *, stream: bool) -> None:
-        """`stream`: a session's own stream may open, which rests only when its client leaves: so we do."""
+    def _hear(self, sock: socket.socket, own: int, got: bytearray) -> None:
         end = time.monotonic() + LIMIT
-        resting = False
+        rest = ""
         while True:
             # Once the server rests, what it wrote is here: one look more, without waiting, takes it all.
-            sock.settimeout(0 if resting else LOOK)
+            sock.settimeout(0 if rest else LOOK)
             try:
                 data = sock.recv(65536)
             except (TimeoutError, BlockingIOError):
-                if resting:
-                    return
-                if stream and _endless(got):
-                    got += b"0\r\n\r\n"
+                if rest:
+                    got += LAST_CHUNK if rest == "stream" else b""  # it ends when its client leaves: now
                     return
                 assert time.monotonic() < end, f"no end and no rest; so far {bytes(got)!r}"
-                resting = _unsent(sock) == 0 and self.run(self._resting(own))
+                rest = self.run(self._resting(own)) if _unsent(sock) == 0 else ""
                 continue
             if not data:
                 return
             got += data
 
     # -- what the gateway's loop knows ---------------------------------------------------------------------------
-    def _connections(self, port: int) -> list[Any]:
-        """The protocols (lanes, or aiohttp's handlers) of the connection from a port of ours. On the loop."""
+    def _protocols(self) -> set[Any]:
+        """Lanes and aiohttp's handlers, those that were met before and still have work included. On the loop."""
         server = self.house.server
-        found: list[Any] = [*server._lanes.open, *(server._http.connections if server._http is not None else ())]
-        return [each for each in found if _peer(each.transport) == port]
+        found = {*server._lanes.open, *(server._http.connections if server._http is not None else ())}
+        self._met = found | {each for each in self._met if _busy(each)}
+        return self._met
 
-    async def _resting(self, port: int) -> bool:
-        """Whether the server has read all that came over a connection, and waits for more."""
-        found = self._connections(port)
-        self._met.update(found)
-        return bool(found) and not self.house.server.edge._pending and all(_rests(each) for each in found)
+    async def _resting(self, port: int) -> str:
+        """What a connection does that has read all that came over it: "wait" for more, or hold a "stream" open. "" when
+        there is more to do, or no such connection. Looked at over some turns of the loop: what was woken goes on in one
+        of the next, and looks idle till then."""
+        rest = ""
+        for _ in range(TURNS):
+            found = [each for each in self._protocols() if _peer(each.transport) == port]
+            if not found or self.house.server.edge._pending:
+                return ""
+            streams = [stream._visit.request for stream in self.house.runtime.aggregate.streams.running]
+            kinds = {_rest(each, streams) for each in found}
+            if "" in kinds:
+                return ""
+            rest = max(kinds)
+            await asyncio.sleep(0)
+        return "stream" if rest == "stream" else "wait"
 
     def _settled(self) -> bool:
         """Whether nothing is being handled that could still make a record. On the loop."""
-        self._met = {each for each in self._met if _working(each)}
-        return not self._met and not self.house.server.edge._pending and not self.house.runtime.journal._open
+        return not any(map(_busy, self._protocols())) and not self.house.server.edge._pending and not self.house.runtime.proxy.in_flight
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(LIMIT):
@@ -172,48 +181,32 @@ def _count(fd: int, request: int) -> int:
 
 
 def _unsent(sock: socket.socket) -> int:
-    """Bytes that the other side's kernel has not got yet."""
+    """Bytes that the other side's kernel has not got yet. (Elsewhere than on Linux, loopback hands over at once.)"""
     return _count(sock.fileno(), termios.TIOCOUTQ) if sys.platform == "linux" else 0
 
 
-def _rests(protocol: Any) -> bool:
-    """Whether a protocol has read everything, answered what it could, and waits for bytes."""
+def _busy(protocol: Any) -> bool:
+    """Whether a request of a protocol is unanswered, or its handler has not ended."""
+    if isinstance(protocol, Lane):
+        return protocol._busy and (protocol.transport is not None or not _over(protocol._task))
+    return bool(protocol._request_in_progress)
+
+
+def _over(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()
+
+
+def _rest(protocol: Any, streams: list[Any]) -> str:
+    """"wait", "stream", or "" for one that has something to do. `streams`: requests whose answers stay open."""
     transport = protocol.transport
     if _count(transport.get_extra_info("socket").fileno(), termios.FIONREAD) or transport.get_write_buffer_size():
-        return False
-    if isinstance(protocol, Lane):
-        return not protocol._busy and not protocol._queue
-    if protocol._messages:
-        return False
-    request = protocol._current_request
-    if request is None:
-        return protocol._waiter is not None or _reads(protocol._task_handler)
-    # In the middle of a body, or a stream that is held open for as long as the client likes.
-    return request.content._waiter is not None or request.method == "GET"
-
-
-def _reads(task: asyncio.Task[Any] | None) -> bool:
-    """Whether aiohttp's task waits for the rest of a body that nobody wants (its lingering close)."""
-    frame: Any = task.get_coro() if task is not None else None
-    while frame is not None:
-        if getattr(frame, "__name__", "") == "_wait":
-            return True
-        frame = getattr(frame, "cr_await", None)
-    return False
-
-
-def _working(protocol: Any) -> bool:
-    """Whether a protocol still has a task in the middle of a request."""
-    if isinstance(protocol, Lane):
-        return protocol._task is not None and not protocol._task.done() and protocol._busy
-    task = protocol._task_handler
-    return protocol._current_request is not None and task is not None and not task.done()
-
-
-def _endless(got: bytearray) -> bool:
-    """Whether the last answer so far is an event stream that stays open."""
-    last = bytes(got).rpartition(b"HTTP/1.1 ")[2]
-    return b"\r\nContent-Type: text/event-stream\r\n" in last and not last.endswith(b"0\r\n\r\n")
+        return ""
+    if not _busy(protocol):
+        return "" if getattr(protocol, "_messages", ()) else "wait"
+    request = getattr(protocol, "_current_request", None)
+    if any(request is each for each in streams):
+        return "stream"
+    return "wait" if request is not None and request.content._waiter is not None else ""  # in the middle of a body
 
 
 async def _parse(data: bytes) -> list[Reply]:

@@ -28,7 +28,7 @@ async def raw(site: Any, text: bytes) -> bytes:
     writer.write(text)
     await writer.drain()
     try:
-        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     finally:
         writer.close()
 
