@@ -41,11 +41,19 @@ class AuditTrail:
         """A mutation succeeded."""
         await self._write(ctx.principal, ctx.operation.audit, ctx.resource, ctx.details, ctx.ip, ctx.request_id)
 
+    async def noted(self, ctx: Context, action: str, org: str, resource: str) -> None:
+        """Something that a stranger asked for came about, in an organisation."""
+        if self._room_for_stranger():
+            await self._write(None, action, resource, ctx.details, ctx.ip, ctx.request_id, about=org)
+        else:
+            self._metrics.fault("audit_strangers")
+
     async def refused(
         self, operation: Operation, principal: Principal | None, error: EnterpriseError, *, resource: str, ip: str,
-        request_id: str,
+        request_id: str, about: str = "",
     ) -> None:  # fmt: skip
-        """Somebody was not allowed, or a mutation failed. Nothing is written for a failed read."""
+        """Somebody was not allowed, or a mutation failed. Nothing is written for a failed read. `about`: in whose
+        organisation, where nobody is signed in but it is known whom the attempt was about."""
         if not operation.audit and error.status not in {401, 403}:
             return
         if principal is None and not self._room_for_stranger():
@@ -53,7 +61,7 @@ class AuditTrail:
             return
         action = operation.audit or f"{operation.tag}.read"
         details = {"code": error.code, "status": str(error.status), "error": error.message}
-        await self._write(principal, action, resource, details, ip, request_id, refused=True)
+        await self._write(principal, action, resource, details, ip, request_id, refused=True, about=about)
 
     def _room_for_stranger(self) -> bool:
         minute = int(self._clock() // 60)
@@ -64,13 +72,13 @@ class AuditTrail:
 
     async def _write(
         self, principal: Principal | None, action: str, resource: str, details: dict[str, str], ip: str,
-        request_id: str, *, refused: bool = False,
+        request_id: str, *, refused: bool = False, about: str = "",
     ) -> None:  # fmt: skip
         now = int(self._clock() * 1000)
         entry = AuditEntry(
-            org=principal.org if principal else GLOBAL, id=new_id("audit"), created_at=now, updated_at=now, at=now,
-            actor=principal.key_id if principal else ANONYMOUS, action=action, resource=resource[:MAX_DETAIL],
-            outcome="refused" if refused else "ok",
+            org=principal.org if principal else about or GLOBAL, id=new_id("audit"), created_at=now, updated_at=now,
+            at=now, actor=(principal.key_id if principal else "") or ANONYMOUS, action=action,
+            resource=resource[:MAX_DETAIL], outcome="refused" if refused else "ok",
             details={name: value[:MAX_DETAIL] for name, value in details.items()}, ip=ip, request_id=request_id,
         )  # fmt: skip
         try:

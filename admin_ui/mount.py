@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -17,17 +18,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from ..catalog.calls import Principal
+from ..catalog.calls import Person, Principal
 from ..catalog.errors import BadRequest, BodyTooLarge, EnterpriseError, Forbidden, UnsupportedMedia
 from ..catalog.ids import new_id
 from ..catalog.store import GLOBAL
-from ..gateway.scopes import covers
+from ..gateway.scopes import admit
 from ..gateway.wire import RawResponse, read_body
 from .api import OPERATIONS
 from .audit import AuditTrail
 from .openapi import document
-from .operation import Context, Operation, Runtime, etag, etags
-from .responses import PROBLEM, answer, failure, success
+from .operation import Context, Download, Operation, Runtime, etag, etags
+from .responses import PROBLEM, answer, failure, stream, success
 from .router import Router
 from .validate import convert, convert_query, decode
 
@@ -49,7 +50,7 @@ SINGLE: Final = ("X-API-Key", "Authorization", "If-Match", "If-None-Match", "Con
 class Visit:
     """One request on its way: what is known of it so far, for the answer and the audit."""
 
-    __slots__ = ("id", "ip", "operation", "principal", "request", "resource")
+    __slots__ = ("ctx", "id", "ip", "operation", "principal", "request", "resource")
 
     def __init__(self, request: web.BaseRequest) -> None:
         self.request = request
@@ -58,6 +59,7 @@ class Visit:
         self.ip = request.remote or ""
         self.operation: Operation | None = None
         self.principal: Principal | None = None
+        self.ctx: Context | None = None
         self.resource = ""
 
 
@@ -87,7 +89,7 @@ class Admin:
             response.force_close()  # the body was not read: what follows on this connection is not a request
         return response
 
-    async def _respond(self, visit: Visit) -> RawResponse:
+    async def _respond(self, visit: Visit) -> web.StreamResponse:
         request = visit.request
         _check_single(request)
         route, variables = self._router.route(request.rel_url.raw_path)
@@ -99,18 +101,32 @@ class Admin:
             return self._serve_document(visit)
         if operation.handler is None:
             raise BadRequest("This path is served as it is written, without parameters.")
-        principal = visit.principal = await self._runtime.identity.resolve(request.headers, visit.ip)
-        if not covers(principal.scopes, operation.scope):
-            raise Forbidden(f"This API key lacks the scope {operation.scope}.", scope=operation.scope)
+        principal = await self._admitted(visit, operation)
         if_match = request.headers.get("If-Match")
-        ctx = Context(
-            self._runtime, operation, principal, variables, request_id=visit.id, ip=visit.ip, if_match=if_match
+        ctx = visit.ctx = Context(
+            self._runtime, operation, principal, variables, request_id=visit.id, ip=visit.ip, if_match=if_match,
+            headers=request.headers,
         )  # fmt: skip
+        ctx.note = partial(self._audit.noted, ctx)
         none_match = request.headers.get("If-None-Match")
         tags = etags(none_match) if none_match is not None else None
         arguments = await self._arguments(request, operation)
         result = await self._run(ctx, operation, arguments)
+        if isinstance(result, Download):
+            return await stream(request, result, visit.id)
         return success(operation, result, visit.id, tags)
+
+    async def _admitted(self, visit: Visit, operation: Operation) -> Principal:
+        """Who sends this, and may: the one place that asks. Raises Unauthenticated, Forbidden, CrossSite."""
+        if operation.public:
+            return NOBODY
+        request = visit.request
+        principal = visit.principal = await self._runtime.people.who.resolve(request.method, request.headers, visit.ip)
+        if not operation.person:
+            admit(principal, operation.scope)
+        elif not isinstance(principal, Person):
+            raise Forbidden("This is for people who signed in, not for API keys.")
+        return principal
 
     async def _arguments(self, request: web.BaseRequest, operation: Operation) -> list[Any]:
         """The body and the query that an operation declares, typed. Raises every kind of 4xx."""
@@ -166,9 +182,11 @@ class Admin:
         if error.status >= 500:
             log.warning("admin_request_not_served", request_id=visit.id, code=error.code, reason=error.message)
         if visit.operation is not None:
+            ctx = visit.ctx
             await self._audit.refused(
-                visit.operation, visit.principal, error, resource=visit.resource, ip=visit.ip, request_id=visit.id
-            )
+                visit.operation, visit.principal, error, resource=(ctx.resource if ctx else "") or visit.resource,
+                ip=visit.ip, request_id=visit.id, about=ctx.about if ctx else "",
+            )  # fmt: skip
         problem = PROBLEM in visit.request.headers.get("Accept", "").lower()
         return failure(error, visit.id, problem=problem, path=visit.request.rel_url.raw_path[:200])
 

@@ -45,7 +45,8 @@ class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class View(msgspec.Struct, kw_only=True):
-    """Which list: an index with its equality fields; `keep` drops records that must not be shown."""
+    """Which list: an index with its equality fields; `keep` drops records that must not be shown. `also`: by
+    what, where that is asked for: cursors of different questions must not mix."""
 
     entity: Entity
     index: str
@@ -54,6 +55,36 @@ class View(msgspec.Struct, kw_only=True):
     since: str | None = None
     until: str | None = None
     keep: Callable[[Any], bool] = lambda record: True
+    also: dict[str, str] = {}
+
+
+MAX_SCAN: Final = 5_000
+"""Records looked at for one page of what `sifted` keeps."""
+
+
+async def sifted(ctx: Context, query: PageQuery, view: View, show: Callable[[Any], Any]) -> Listing:
+    """One page of what `keep` leaves of a stored list, by cursor. Not counted; short where little is kept of much."""
+    if query.page > 1:
+        raise UseCursor("With several filters a list is read on with meta.next_cursor.")
+    fingerprint = _fingerprint(ctx, view)
+    cursor = _unseal(ctx, query.cursor, fingerprint) if query.cursor else ""
+    kept: list[Any] = []
+    seen = 0
+    while True:
+        # Never more than there is room for: the store's cursor stands behind a page, not inside it.
+        found = await ctx.store.find(
+            Query(
+                view.entity, view.index, view.where, limit=query.limit - len(kept), cursor=cursor,
+                descending=view.descending, since=view.since, until=view.until,
+            )
+        )  # fmt: skip
+        kept += [show(record) for record in found.records if view.keep(record)]
+        seen += len(found.records)
+        cursor = found.cursor
+        if not cursor or len(kept) >= query.limit or seen >= MAX_SCAN:
+            break
+    page = None if query.cursor else 1
+    return Listing(kept, query.limit, None, page, _seal(ctx, cursor, fingerprint) if cursor else "")
 
 
 async def listing(ctx: Context, query: PageQuery, view: View, show: Callable[[Any], Any]) -> Listing:
@@ -117,7 +148,8 @@ def of_sequence(ctx: Context, query: PageQuery, items: Sequence[Any], name: str)
 
 
 def _fingerprint(ctx: Context, view: View) -> str:
-    parts = [ctx.org, view.entity.name, view.index, sorted(view.where.items()), view.descending, view.since, view.until]
+    parts = [ctx.org, view.entity.name, view.index, sorted(view.where.items()), view.descending, view.since, view.until,
+             *sorted(view.also.items())]  # fmt: skip
     return msgspec.json.encode(parts).decode()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
+from aiohttp import web
 
 from ..catalog.errors import EnterpriseError
-from ..gateway.wire import RawResponse, encode_headers, status_line
-from .operation import Listing, Operation, Reply, etag
+from ..gateway.wire import RawResponse, RawStream, encode_headers, status_line
+from .operation import Download, Listing, Operation, Reply, etag
 
 REALM: Final = 'Bearer realm="agenticmail-enterprise"'
 PROBLEM: Final = "application/problem+json"
@@ -27,18 +28,48 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def answer(
     status: int, body: bytes, request_id: str, *, extra: dict[str, str] | None = None, cache: str = "no-store",
-    content_type: str = "application/json",
+    content_type: str = "application/json", cookies: tuple[str, ...] = (),
 ) -> RawResponse:  # fmt: skip
     """A whole answer with the headers that all have."""
-    headers = [
-        *SECURITY,
-        (b"Cache-Control", cache.encode()),
-        (b"X-Request-Id", request_id.encode()),
-        *((name.encode(), value.encode("latin-1", "replace")) for name, value in (extra or {}).items()),
-    ]
+    headers = _headers(request_id, extra or {}, cache, cookies)
     if body:
         headers.append((b"Content-Type", content_type.encode()))
     return RawResponse(status, status_line(status) + encode_headers(headers), body)
+
+
+def _headers(request_id: str, extra: dict[str, str], cache: str, cookies: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
+    return [
+        *SECURITY,
+        (b"Cache-Control", cache.encode()),
+        (b"X-Request-Id", request_id.encode()),
+        *((name.encode(), value.encode("latin-1", "replace")) for name, value in extra.items()),
+        *((b"Set-Cookie", cookie.encode("latin-1", "replace")) for cookie in cookies),
+    ]
+
+
+async def stream(request: web.BaseRequest, download: Download, request_id: str) -> web.StreamResponse:
+    """A file as it is made. What fails before its first part is an error like any other; later the connection breaks
+    off, so that nobody takes half a file for a whole one."""
+    first = await anext(aiter(download.parts), b"")
+    extra = {
+        "Content-Type": download.content_type,
+        "Content-Disposition": f'attachment; filename="{download.filename}"',
+    }
+    response = RawStream(request, 200, _headers(request_id, extra, "no-store", ()))
+    await response.start()
+    if request.method == "HEAD":
+        response.force_close()
+        return response
+    try:
+        await response.write(first)
+        async for part in download.parts:
+            await response.write(part)
+        await response.finish()
+    except EnterpriseError:
+        if request.transport is not None:
+            request.transport.abort()
+        response.force_close()
+    return response
 
 
 def success(operation: Operation, result: Any, request_id: str, none_match: list[str] | None) -> RawResponse:
@@ -54,7 +85,8 @@ def success(operation: Operation, result: Any, request_id: str, none_match: list
         extra["ETag"] = etag(result.version)
         if none_match is not None and ("*" in none_match or extra["ETag"] in _weakly(none_match)):
             return answer(304, b"", request_id, extra=extra)
-    return answer(operation.status, _encode({"data": result.value}), request_id, extra=extra)
+    body = _encode({"data": result.value})
+    return answer(operation.status, body, request_id, extra=extra, cookies=result.cookies)
 
 
 def _weakly(tags: list[str]) -> list[str]:

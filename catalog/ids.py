@@ -12,7 +12,8 @@ from typing import Final
 
 PREFIXES: Final = {
     "org": "org", "user": "usr", "agent": "agt", "profile": "prf", "key": "key", "upstream": "ups",
-    "tool": "tol", "call": "dec", "audit": "aud", "request": "req",
+    "tool": "tol", "call": "dec", "audit": "aud", "request": "req", "session": "ses",
+    "ticket": "tkt",
 }  # fmt: skip
 
 _tail = ""

@@ -28,6 +28,7 @@ from .epochs import EpochWatcher
 from .identity import Identity
 from .journal import Journal
 from .metrics import Gauge, Metrics
+from .people.service import People
 from .proxy import Proxy
 from .registry import Registry
 from .sessions import SessionSeal
@@ -75,6 +76,7 @@ class Runtime:
     registry: Registry
     upstreams: Upstreams
     accounts: Accounts
+    people: People
     epochs: EpochWatcher
     mcp: McpDoor
     aggregate: AggregateDoor
@@ -156,6 +158,10 @@ class Runtime:
         self.registry = Registry(self.store, self.vault, on_change=self.changed)
         self.upstreams = Upstreams(self.store, self.registry, self._spawn, self.changed)
         self.accounts = Accounts(self.store, on_change=self.changed)
+        self.people = People(
+            self.store, self.vault, self.accounts, self.identity, settings.auth, workers=settings.server.workers,
+            on_change=self.changed,
+        )  # fmt: skip
         self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
         self.epochs = EpochWatcher(
             self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())

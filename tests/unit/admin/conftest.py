@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,7 @@ from agenticmail_enterprise.catalog.records import (
     Org,
     ToolRecord,
     Upstream,
+    User,
 )
 from agenticmail_enterprise.catalog.store import Insert, Query
 from agenticmail_enterprise.gateway.accounts import Accounts
@@ -38,11 +41,13 @@ from agenticmail_enterprise.gateway.identity import Identity
 from agenticmail_enterprise.gateway.keys import KeySpec
 from agenticmail_enterprise.gateway.metrics import Metrics
 from agenticmail_enterprise.gateway.passwords import Passwords
+from agenticmail_enterprise.gateway.people.service import People
 from agenticmail_enterprise.gateway.registry import Registry
 from agenticmail_enterprise.gateway.settings import Settings
 from agenticmail_enterprise.gateway.tools_registry import pin_of
 from agenticmail_enterprise.gateway.vault import Vault
 
+PASSWORD = examples.PASSWORD
 OWNER = Principal("-", "", "", "init", scopes=("*",))
 
 
@@ -83,6 +88,19 @@ class Answer:
         return {field["path"]: field["code"] for field in self.json["details"]["fields"]}
 
 
+class Clock:
+    """Time that moves when it is told to."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+
+
 class Site:
     """The running server, its services, and two organisations: `org` with an owner's key, and `other` with one."""
 
@@ -91,12 +109,18 @@ class Site:
         self.runtime.identity = Identity(store)
         changed = self.runtime.identity.forget
         cheap = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-        self.runtime.accounts = Accounts(store, on_change=changed, passwords=cheap)
+        self.accounts_ = self.runtime.accounts = Accounts(store, on_change=changed, passwords=cheap)
         self.runtime.registry = Registry(store, self.runtime.vault, on_change=changed)
         self.runtime.upstreams = self.refresher = Refresher()
+        self.clock, self.ticks = Clock(time.time()), Clock(0.0)
+        self.people = self.runtime.people = People(
+            store, self.runtime.vault, self.accounts_, self.runtime.identity, Settings().auth, passwords=cheap,
+            on_change=changed, clock=self.clock, ticks=self.ticks,
+        )  # fmt: skip
         self.store = store
         self.accounts: Accounts = self.runtime.accounts
         self.admin: Admin = create(self.runtime)
+        self._numbers = itertools.count(1)
         self.org = self.other = self.owner = self.stranger = self.url = ""
         self.session: ClientSession
 
@@ -122,6 +146,29 @@ class Site:
         data = raw if raw is not None else (msgspec.json.encode(body) if body is not None else None)
         async with self.session.request(method, self.url + path, data=data, headers=sent, params=query) as response:
             return Answer(response, await response.read())
+
+    async def person(self, role: str = "owner", email: str = "", *, org: str = "", password: str = PASSWORD) -> User:
+        """Somebody with a password."""
+        made: User = await self.accounts.create_user(
+            org or self.org, email or f"{role}-{next(self._numbers)}@acme.test", password, role=role
+        )
+        return made
+
+    async def token(self, user: User) -> str:
+        """An access token of a new session of theirs."""
+        return (await self.signed(user))["token"]
+
+    async def signed(self, user: User) -> dict[str, Any]:
+        """What signing in gave them."""
+        answer = await self.call("POST", "/auth/login", {"email": user.email, "password": PASSWORD}, key="")
+        assert answer.status == 200, answer.json
+        self.ticks.pass_(3600)
+        return answer.json["data"]
+
+    async def as_(self, token: str, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        """A request with an access token."""
+        headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
+        return await self.call(method, path, body, key="", headers=headers, **options)
 
     async def audit(self, org: str = "") -> list[AuditEntry]:
         return (await self.store.find(Query(AUDIT, "by_org", {"org": org or self.org}, limit=500))).records
