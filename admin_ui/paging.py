@@ -12,7 +12,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -30,6 +30,8 @@ COUNT_CAP: Final = 10_000
 
 _MAC: Final = 16
 
+Count = Literal["exact", "none"]
+Cursor = Annotated[str, msgspec.Meta(max_length=4096)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT)]
 PageNumber = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -42,6 +44,22 @@ class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     limit: Limit = DEFAULT_LIMIT
     cursor: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     count: Literal["exact", "none"] = "exact"
+
+
+class Paging(Protocol):
+    """What lists need of a query."""
+
+    @property
+    def page(self) -> int: ...
+
+    @property
+    def limit(self) -> int: ...
+
+    @property
+    def cursor(self) -> str: ...
+
+    @property
+    def count(self) -> Literal["exact", "none"]: ...
 
 
 class View(msgspec.Struct, kw_only=True):
@@ -62,7 +80,7 @@ MAX_SCAN: Final = 5_000
 """Records looked at for one page of what `sifted` keeps."""
 
 
-async def sifted(ctx: Context, query: PageQuery, view: View, show: Callable[[Any], Any]) -> Listing:
+async def sifted(ctx: Context, query: Paging, view: View, show: Callable[[Any], Any]) -> Listing:
     """One page of what `keep` leaves of a stored list, by cursor. Not counted; short where little is kept of much."""
     if query.page > 1:
         raise UseCursor("With several filters a list is read on with meta.next_cursor.")
@@ -87,7 +105,7 @@ async def sifted(ctx: Context, query: PageQuery, view: View, show: Callable[[Any
     return Listing(kept, query.limit, None, page, _seal(ctx, cursor, fingerprint) if cursor else "")
 
 
-async def listing(ctx: Context, query: PageQuery, view: View, show: Callable[[Any], Any]) -> Listing:
+async def listing(ctx: Context, query: Paging, view: View, show: Callable[[Any], Any]) -> Listing:
     """One page of a stored list, each record as `show` gives it. CursorInvalid, UseCursor."""
     fingerprint = _fingerprint(ctx, view)
     asked = Query(
@@ -128,7 +146,7 @@ async def _skip(ctx: Context, asked: Query, rows: int) -> str | None:
     return cursor
 
 
-async def _count(ctx: Context, query: PageQuery, asked: Query) -> int | None:
+async def _count(ctx: Context, query: Paging, asked: Query) -> int | None:
     if query.count == "none":
         return None
     return await ctx.store.count(msgspec.structs.replace(asked, cursor=""), COUNT_CAP)

@@ -113,7 +113,7 @@ class SignIn:
         method = "password"
         if await self._factors.is_on(user):
             if not code:
-                raise SecondFactorRequired(challenge=self._challenge(user, method))
+                raise SecondFactorRequired(challenge=self.challenge(user, method))
             method = f"{method}+{await self._code(user, code, attempt)}"
         return await self._begin(user, method, attempt, kind)
 
@@ -141,27 +141,23 @@ class SignIn:
             method = "link"
             await self._tickets.redeem(ticket)
             if needed:
-                raise SecondFactorRequired(challenge=self._challenge(user, method))
+                raise SecondFactorRequired(challenge=self.challenge(user, method))
         return await self._begin(user, method, attempt, kind)
 
     async def _code(self, user: User, code: str, attempt: Attempt) -> str:
         self._throttle.code(attempt.ip, user.id, attempt.device)
         return await self._factors.check(user, code)
 
-    def _challenge(self, user: User, method: str) -> str:
+    def challenge(self, user: User, method: str) -> str:
+        """For the second step: who came through the first one, by `method`, and when."""
         return self._tokens.sign(CHALLENGE, user.id, user.org, CHALLENGE_SECONDS, method=method, seal=_seal(user))
 
     async def _hash_of(self, user: User | None) -> str:
-        """The hash to hold a password against: somebody's, or one of nobody's that costs the same."""
-        if user is not None and user.password_hash:
-            return user.password_hash
+        """The hash to hold a password against: somebody's, or one of nobody's that costs the same. The latter is made
+        at the first attempt, whosoever that is."""
         if not self._dummy:
             self._dummy = await self._passwords.hash(new_secret())
-        return self._dummy
-
-    async def prepare(self) -> None:
-        """Make the hash of nobody's password now: the first unknown address takes no longer than a known one."""
-        await self._hash_of(None)
+        return user.password_hash if user is not None and user.password_hash else self._dummy
 
     async def _rehash(self, user: User, password: str) -> User:
         """Hash anew at today's costs. Somebody else's change meanwhile is more important."""
