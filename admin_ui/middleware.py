@@ -310,8 +310,8 @@ def _charge(
 
 # -- who ---------------------------------------------------------------------------------------------------------
 def authenticate(resolver: Resolver, *, trusted_proxies: Sequence[str] = (), optional: bool = False) -> Middleware:
-    """Who sends it, in `request[PRINCIPAL]`. `optional`: whoever has no credential passes, without a principal; with one
-    that is not valid, never."""
+    """Who sends it, in `request[PRINCIPAL]`. `optional`: whoever has no credential passes, without a principal; whoever
+    has one that is not valid never does."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -57,7 +57,9 @@ class Who:
         Raises Unauthenticated; CrossSite for a change with a cookie that another site's page asked for.
         """
         kind, _, token = headers.get("Authorization", "").partition(" ")
-        if "X-API-Key" not in headers and kind.lower() == "bearer" and looks_like_jwt(token.strip()):
+        if kind.lower() == "bearer" and looks_like_jwt(token.strip()):
+            if "X-API-Key" in headers:
+                raise Unauthenticated("Send one credential: an API key or an access token, not both.")
             return await self.bearer(token.strip())
         cookie = self.cookie(headers)
         if not cookie or "X-API-Key" in headers or "Authorization" in headers:
