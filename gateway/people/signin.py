@@ -220,7 +220,8 @@ class SignIn:
         now = self.now()
         sessions = await self._directory.sessions(user)
         live = [item for item in sessions if item.expires_at > now]
-        for item in [*(item for item in sessions if item.expires_at <= now), *live[: len(live) - MAX_SESSIONS + 1]]:
+        over = [item for item in sessions if item.expires_at <= now]
+        for item in [*over, *live[: max(0, len(live) - MAX_SESSIONS + 1)]]:
             await self._end(item)
 
     async def _end(self, session: Session) -> None:

@@ -87,7 +87,9 @@ class Answer:
         self.status = response.status
         self.headers = response.headers
         self.body = body
-        self.json: Any = msgspec.json.decode(body) if body and "json" in response.content_type else None
+        self.json: Any = (
+            msgspec.json.decode(body) if body and response.content_type.endswith(("/json", "+json")) else None
+        )
 
     @property
     def fields(self) -> dict[str, str]:
