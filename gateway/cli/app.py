@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "doctor": ("health", "doctor", "Find what is or may become a problem, with the command that mends it."),
     "agents": ("agents", "agents", "Agents and what they may do."),
     "keys": ("keys", "keys", "API keys: create, list, revoke."),
+    "users": ("users", "users", "People who sign in, and one-time links for who cannot."),
     "upstreams": ("upstreams", "upstreams", "MCP servers behind the gateway, and their tools."),
     "plugins": ("plugins", "plugins", "Installed plugins, and which are active."),
     "calls": ("calls", "calls", "The record of calls."),
