@@ -95,7 +95,7 @@ def create(common: Common, email: str, role: Any, name: str) -> None:
 def link(common: Common, user: str, reset: bool) -> None:
     """A one-time link for somebody (e-mail or id) who cannot sign in. It ends earlier ones of its kind.
 
-    A second factor is still asked for: users disable-2fa takes it away.
+    A second factor is still asked for: users disable-second-factor takes it away.
     """
 
     async def work() -> tuple[User, Any]:
@@ -145,11 +145,11 @@ def change(common: Common, user: str, role: Any, status: Any) -> None:
     say(f"{changed.email} is {changed.role}, {changed.status}.")
 
 
-@users.command("disable-2fa")
+@users.command("disable-second-factor")
 @click.argument("user")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common_options
-def disable_2fa(common: Common, user: str, yes: bool) -> None:
+def disable_second_factor(common: Common, user: str, yes: bool) -> None:
     """Take away the second factor of somebody who lost app and recovery codes."""
     confirm(f"Take away the second factor of {user}?", yes)
 
