@@ -119,6 +119,7 @@ class Runtime:
         self._opened.append(self.journal.stop)
         self._make_services()
         self._make_doors()
+        self._opened.append(self.people.settle)
         await self.upstreams.sync()
         await self.epochs.start()
         self._opened.append(self.epochs.stop)

@@ -18,6 +18,7 @@ from ...catalog.errors import (
     SecondFactorRequired,
     SignInFailed,
     Stale,
+    TooManyRequests,
     Unauthenticated,
     ValidationFailed,
 )
@@ -37,6 +38,9 @@ MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
 CHALLENGE_SECONDS: Final = 300
+MAX_HASHING: Final = 50
+"""Passwords of strangers that may wait to be hashed, in one worker: some four seconds' worth."""
+
 MAX_SESSIONS: Final = 50
 """Per person; the oldest ends when one more begins."""
 
@@ -84,6 +88,7 @@ class SignIn:
         self._throttle = throttle
         self._clock = clock
         self._dummy = ""
+        self._hashing = 0
 
     def now(self) -> int:
         """Milliseconds since the epoch."""
@@ -105,7 +110,7 @@ class SignIn:
             return user is not None and await self._seen_at(user, attempt.ip)
 
         await self._throttle.sign_in(attempt.ip, account, attempt.device, familiar)
-        right = await self._passwords.verify(await self._hash_of(user), password)
+        right = await self._verified(user, password, attempt)
         if user is None or not right or not user.password_hash or user.status != "active":
             raise SignInFailed
         if self._passwords.is_outdated(user.password_hash):
@@ -151,6 +156,17 @@ class SignIn:
     def challenge(self, user: User, method: str) -> str:
         """For the second step: who came through the first one, by `method`, and when."""
         return self._tokens.sign(CHALLENGE, user.id, user.org, CHALLENGE_SECONDS, method=method, seal=_seal(user))
+
+    async def _verified(self, user: User | None, password: str, attempt: Attempt) -> bool:
+        """Whether it is the password. Hashing is slow by design: of a flood from everywhere strangers are turned away
+        before the queue is longer than anybody waits, and whoever comes with a known device is not."""
+        if self._hashing >= MAX_HASHING and not attempt.device:
+            raise TooManyRequests(retry_after=5)
+        self._hashing += 1
+        try:
+            return await self._passwords.verify(await self._hash_of(user), password)
+        finally:
+            self._hashing -= 1
 
     async def _hash_of(self, user: User | None) -> str:
         """The hash to hold a password against: somebody's, or one of nobody's that costs the same. The latter is made

@@ -10,11 +10,12 @@ from typing import Any
 import jwt
 import pytest
 
-from agenticmail_enterprise.catalog.errors import Unauthenticated
+from agenticmail_enterprise.catalog.errors import SignInFailed, Unauthenticated
 from agenticmail_enterprise.catalog.records import SESSIONS
 from agenticmail_enterprise.catalog.store import Query
 from agenticmail_enterprise.gateway.people import totp
-from agenticmail_enterprise.gateway.people.throttle import ACCOUNT, CODES, SOURCE
+from agenticmail_enterprise.gateway.people.signin import MAX_HASHING, Attempt
+from agenticmail_enterprise.gateway.people.throttle import ACCOUNT, CODES, SOURCE, account_of
 from agenticmail_enterprise.gateway.people.tokens import ACCESS, CHALLENGE, Tokens
 from agenticmail_enterprise.gateway.vault import Vault
 
@@ -115,9 +116,7 @@ async def test_a_flood_of_guesses_from_everywhere_does_not_lock_the_owner_out(si
     owner = await site.person("owner")
     site.ticks.pass_(10_000)
     device = (await login(site, owner.email)).json["data"]["device"]
-    throttle, account = site.people.throttle, None
-    from agenticmail_enterprise.gateway.people.throttle import account_of
-
+    throttle = site.people.throttle
     account = account_of(owner.email)
 
     async def unfamiliar() -> bool:
@@ -136,6 +135,37 @@ async def test_a_flood_of_guesses_from_everywhere_does_not_lock_the_owner_out(si
     await throttle.sign_in("203.0.113.9", account, site.people.tokens.device_of(account, device), unfamiliar)
     link = await site.people.tickets.issue(owner, "sign_in", "cli")
     assert (await site.call("POST", "/auth/login/link", {"token": link.token}, key="")).status == 200
+
+
+async def test_a_flood_that_keeps_the_hasher_busy_turns_strangers_away_and_not_the_owner(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = await site.person("owner")
+    device = (await login(site, owner.email)).json["data"]["device"]
+    sign_in = site.people.sign_in
+    release, verify = asyncio.Event(), sign_in._passwords.verify
+
+    async def slow(hashed: str, password: str) -> bool:
+        await release.wait()
+        return await verify(hashed, password)
+
+    monkeypatch.setattr(sign_in._passwords, "verify", slow)
+    attempts = [
+        asyncio.create_task(
+            sign_in.with_password(f"a{number}@acme.test", "x", "", Attempt(f"198.51.100.{number}"), "token")
+        )
+        for number in range(MAX_HASHING)
+    ]
+    while sign_in._hashing < MAX_HASHING:
+        await asyncio.sleep(0)
+    assert (await login(site, "another@acme.test")).status == 429
+    mine = asyncio.create_task(login(site, owner.email, device=device))
+    while sign_in._hashing == MAX_HASHING:
+        await asyncio.sleep(0)
+    release.set()
+    assert (await mine).status == 200
+    assert all(isinstance(error, SignInFailed) for error in await asyncio.gather(*attempts, return_exceptions=True))
+    assert sign_in._hashing == 0
 
 
 async def test_a_device_mark_is_good_for_its_own_account_and_cannot_be_made_up(site: Any) -> None:
