@@ -176,11 +176,14 @@ class SignIn:
         return user.password_hash if user is not None and user.password_hash else self._dummy
 
     async def _rehash(self, user: User, password: str) -> User:
-        """Hash anew at today's costs. Somebody else's change meanwhile is more important."""
+        """Hash anew at today's costs, if we can: somebody else's change meanwhile is more important, and a password
+        from before today's rules stays as it is."""
+        before = user.password_hash
         try:
             user.password_hash = await self._passwords.hash(password)
             stored: User = (await self._store.commit(Replace(USERS, user)))[0]
         except (Stale, ValidationFailed):
+            user.password_hash = before
             return user
         return stored
 
@@ -214,7 +217,7 @@ class SignIn:
     async def _still_welcome(self, user: User, session: Session) -> None:
         """A new password or a removal ends the sessions it finds. One that it came too early to find ends here."""
         latest: User | None = await self._store.get(USERS, user.org, user.id)
-        if latest is None or latest.status != "active" or latest.password_hash != user.password_hash:
+        if latest is None or latest.status != "active" or latest.password_at != user.password_at:
             await self._end(session)
             raise SignInFailed
 

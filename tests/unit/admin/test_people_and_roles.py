@@ -6,10 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 
 from agenticmail_enterprise.catalog.records import KEYS, USERS
-from agenticmail_enterprise.catalog.store import Query
+from agenticmail_enterprise.catalog.store import Query, Replace
 from agenticmail_enterprise.gateway.keys import KeySpec
+from agenticmail_enterprise.gateway.passwords import Passwords
 from agenticmail_enterprise.gateway.people import totp
 from agenticmail_enterprise.gateway.scopes import ROLE_SCOPES
 
@@ -304,6 +306,38 @@ async def test_a_new_password_ends_every_other_sign_in(site: Any) -> None:
     assert (await site.as_(there, "GET", "/auth/me")).status == 401
     body = {"token": link.token, "password": NEW}
     assert (await site.call("POST", "/auth/reset-password", body, key="")).status == 410
+
+
+async def test_hashes_of_yesterdays_costs_are_made_anew_at_the_next_sign_in(site: Any) -> None:
+    user = await site.person("member")
+    outdated = Passwords(PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
+    user.password_hash = await outdated.hash(PASSWORD)
+    await site.store.commit(Replace(USERS, user))
+    body = {"email": user.email, "password": PASSWORD}
+    answers = await asyncio.gather(*(site.call("POST", "/auth/login", body, key="") for _ in range(3)))
+    assert [answer.status for answer in answers] == [200, 200, 200]
+    stored = await site.people.directory.user(site.org, user.id)
+    assert stored.password_hash != user.password_hash
+    assert not site.people.sign_in._passwords.is_outdated(stored.password_hash)
+
+
+async def test_a_sign_in_that_a_new_password_overtakes_opens_nothing(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await site.person("member")
+    sign_in = site.people.sign_in
+    link = await site.people.tickets.issue(user, "reset", "cli")
+    make_room = sign_in._make_room
+
+    async def overtaken(who: Any) -> None:
+        await make_room(who)
+        body = {"token": link.token, "password": NEW}
+        assert (await site.call("POST", "/auth/reset-password", body, key="")).status == 200
+
+    monkeypatch.setattr(sign_in, "_make_room", overtaken)
+    answer = await site.call("POST", "/auth/login", {"email": user.email, "password": PASSWORD}, key="")
+    assert (answer.status, answer.json["code"]) == (401, "SIGN_IN_FAILED")
+    assert await site.people.directory.sessions(user) == []
 
 
 async def test_what_is_changed_by_version_is_changed_once(site: Any) -> None:
