@@ -7,6 +7,7 @@
 * `validate`: JSON to typed structs, with every faulty field named in a sentence.
 * `paging`: lists by page number or by sealed cursor. `show`: records as the API shows them, never a secret.
 * `responses`: the envelope, errors, entity tags, the headers of every answer.
+* `patching`: PATCH beside each PUT. `replays`: `Idempotency-Key`. `dryrun`: `?dry_run=true`. `limits`: rates of keys.
 * `audit`: who did what, and who was refused.
 * `openapi`: the document, made of the table; `examples`: the ids its examples speak of.
 

@@ -25,11 +25,15 @@ from ..gateway.scopes import SCOPES, admit, least_role
 from ..gateway.settings import Settings
 from ..gateway.vault import Vault
 
-Method = Literal["GET", "POST", "PUT", "DELETE"]
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Handler = Callable[..., Awaitable[Any]]
 """`async (ctx)`, `(ctx, body)`, `(ctx, query)` or `(ctx, body, query)`, by what the operation declares."""
 
 _ETAG: Final = re.compile(r'(W/)?"[\x21\x23-\x7e]*"')
+
+
+Current = Callable[["Context", Mapping[str, Any]], Awaitable[tuple[Any, int | str]]]
+"""`async (ctx, patch)`: the body that a PUT would take to change nothing, and the version of what is stored."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,9 +47,11 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """`path` has `{name}` for variable segments. `scope` "" with `public`: no key is asked for; with `person`: whoever
-    is signed in may, whatever their role, about themselves. `audit` names the entry that a mutation leaves. `download`:
-    the answer is a file, of one of the content types in `returns`. `served_by` "gateway": one of its doors answers,
-    here it is only described; "document": the OpenAPI document."""
+    is signed in may, whatever their role, about themselves. `audit` names the entry that a mutation leaves. `current`:
+    how a PUT's present body is found, from which its PATCH is made. `precondition`: without If-Match it is refused
+    (428); `careful`: its PATCH is. `once`: fields of the answer that are shown this once, and null when it is given
+    again. `download`: the answer is a file, of one of the content types in `returns`. `served_by` "gateway": one of its
+    doors answers, here it is only described; "document": the OpenAPI document."""
 
     name: str
     method: Method
@@ -65,16 +71,27 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     audit: str = ""
     errors: tuple[type[EnterpriseError], ...] = ()
     public: bool = False
+    current: Current | None = None
+    precondition: bool = False
+    careful: bool = False
+    once: tuple[str, ...] = ()
     served_by: Literal["admin", "gateway", "document"] = "admin"
     person: bool = False
     download: bool = False
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it takes `dry_run` and `Idempotency-Key`. What signs people in, or is about their own credentials,
+        does not: a stored answer would be somebody's, and trying it would be doing it."""
+        return bool(self.audit) and bool(self.scope) and self.method != "GET"
 
 
 def operation(
     method: Method, path: str, *, tag: str, scope: str = "", role: Role = "viewer", returns: Any, example: Example,
     body: Any = None, query: type[msgspec.Struct] | None = None, listing: bool = False, status: int = 200,
     audit: str = "", errors: tuple[type[EnterpriseError], ...] = (), public: bool = False, person: bool = False,
-    download: bool = False,
+    download: bool = False, current: Current | None = None, precondition: bool = False, careful: bool = False,
+    once: tuple[str, ...] = (),
 ) -> Callable[[Handler], Operation]:  # fmt: skip
     """Declare an operation. The function's name is its id, its docstring the summary (first line) and description.
 
@@ -95,6 +112,7 @@ def operation(
             description=" ".join(description.split()), tag=tag, scope=scope, role=role, returns=returns,
             handler=handler, example=example, body=body, query=query, listing=listing, status=status,
             audit="" if audit == NO_AUDIT else audit, errors=errors, public=public, person=person, download=download,
+            current=current, precondition=precondition, careful=careful, once=once,
         )  # fmt: skip
 
     return declare
@@ -105,8 +123,11 @@ NO_AUDIT: Final = "-"
 
 
 def operations_of(*modules: ModuleType) -> tuple[Operation, ...]:
-    """The operations that some modules declare, in their order."""
-    return tuple(item for module in modules for item in vars(module).values() if isinstance(item, Operation))
+    """The operations that some modules declare, in their order; behind a PUT that says what it changes, its PATCH."""
+    from .patching import patched
+
+    declared = [item for module in modules for item in vars(module).values() if isinstance(item, Operation)]
+    return tuple(each for item in declared for each in ((item, patched(item)) if item.current else (item,)))
 
 
 # -- what a handler is given -------------------------------------------------------------------------------------
@@ -178,20 +199,8 @@ class Context:
     """One request, as its handler sees it. `path` holds the variable segments, decoded. `about`: in whose organisation
     a refusal is put on record, where nobody is signed in yet."""
 
-    __slots__ = (
-        "about",
-        "details",
-        "headers",
-        "if_match",
-        "ip",
-        "note",
-        "operation",
-        "path",
-        "principal",
-        "request_id",
-        "resource",
-        "runtime",
-    )  # fmt: skip
+    __slots__ = ("about", "details", "headers", "if_match", "ip", "note", "operation", "path", "principal",
+                 "read_here", "request_id", "resource", "runtime")  # fmt: skip
 
     def __init__(
         self, runtime: Runtime, operation: Operation, principal: Principal, path: dict[str, str], *, request_id: str,
@@ -207,6 +216,8 @@ class Context:
         self.request_id = request_id
         self.ip = ip
         self.if_match = if_match
+        #: The version in `if_match` was read by us, not named by the client.
+        self.read_here = False
         self.resource = path.get("id", "")
         self.details: dict[str, str] = {}
 

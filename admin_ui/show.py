@@ -144,9 +144,10 @@ class KeyOut(msgspec.Struct, kw_only=True):
 
 
 class NewKeyOut(KeyOut, kw_only=True):
-    """A key just made. `key` is the credential itself: it is shown this once and is not stored."""
+    """A key just made. `key` is the credential itself: it is shown this once and is not stored. Null in an answer that
+    is given again (Idempotency-Key) and in a dry run."""
 
-    key: str
+    key: str | None
 
 
 def key_status(record: ApiKey, now: int) -> Literal["active", "expired", "revoked"]:

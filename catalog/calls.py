@@ -113,15 +113,19 @@ class Call:
     """One call under decision. `raw` are the argument bytes (JSON) exactly as received; `args` is their decoded form,
     made at the first look (msgspec.DecodeError when they are not a JSON object: doors check before they build a Call).
 
-    `tool` is the catalog's id; `at` is UNIX time in seconds; `ip` is the client's address, proxies resolved.
+    `tool` is the catalog's id; `at` is UNIX time in seconds; `ip` is the client's address, proxies resolved. `exact`:
+    `raw` is known to be what encoding `args` again would give, so that no key can stand in it twice.
     """
 
-    __slots__ = ("_args", "at", "door", "id", "ip", "principal", "raw", "request_id", "tool", "trace_id", "upstream")
+    __slots__ = (
+        "_args", "at", "door", "exact", "id", "ip", "principal", "raw", "request_id", "tool", "trace_id", "upstream",
+    )  # fmt: skip
 
     def __init__(
         self, principal: Principal, tool: str, raw: bytes | msgspec.Raw, *, id: str, at: float, door: Door = "mcp",  # noqa: A002
-        upstream: str = "", ip: str = "", request_id: str = "", trace_id: str = "",
+        upstream: str = "", ip: str = "", request_id: str = "", trace_id: str = "", args: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """With `args` the door has decoded them already, and `raw` is their encoding (`exact`)."""
         self.principal = principal
         self.tool = tool
         self.raw = raw
@@ -132,7 +136,8 @@ class Call:
         self.ip = ip
         self.request_id = request_id
         self.trace_id = trace_id
-        self._args: dict[str, Any] | None = None
+        self._args = args
+        self.exact = args is not None
 
     @property
     def args(self) -> dict[str, Any]:

@@ -117,6 +117,24 @@ class PreconditionFailed(EnterpriseError):
     code, status = "PRECONDITION_FAILED", 412
 
 
+class PreconditionRequired(EnterpriseError):
+    """Say with If-Match which version this changes: the ETag that was read, or * for whichever it is."""
+
+    code, status = "PRECONDITION_REQUIRED", 428
+
+
+class KeyReused(EnterpriseError):
+    """This Idempotency-Key was sent with another request before."""
+
+    code, status = "IDEMPOTENCY_KEY_REUSED", 422
+
+
+class InFlight(EnterpriseError):
+    """A request with this Idempotency-Key has begun, and its end is not known yet."""
+
+    code, status = "IDEMPOTENCY_IN_FLIGHT", 409
+
+
 class UseCursor(BadRequest):
     """So far into a list only a cursor leads."""
 

@@ -135,7 +135,8 @@ class CallRecord(Record, kw_only=True, omit_defaults=True, gc=False):
     leaves (to `trace_id`) stands before its outcome, so that the journal can join the two without decoding either.
 
     `seq`, `prev` and `hash` are set when the record is drained. `at` is the decision in microseconds since the
-    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the argument bytes as received.
+    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the arguments that were
+    judged, as compact JSON (docs/journal.md); "" when there are none.
     """
 
     agent: str = ""
@@ -170,6 +171,19 @@ class ChainHead(Record, kw_only=True, omit_defaults=True):
 
     seq: int = 0
     hash: str = ""
+
+
+class ChainAnchor(Record, kw_only=True, omit_defaults=True):
+    """A place where an organisation's chain was cut: records up to `seq` were removed on purpose, and the check starts
+    behind it. `hash` is the hash of record `seq`; `before` (ms) the age that was asked for; `by` who asked, `at` (ms)
+    when; `pruned` how many records this cut took."""
+
+    seq: int = 0
+    hash: str = ""
+    before: int = 0
+    by: str = ""
+    at: int = 0
+    pruned: int = 0
 
 
 class SpoolMark(Record, kw_only=True, omit_defaults=True):
@@ -209,6 +223,20 @@ class CheckReport(Record, kw_only=True, omit_defaults=True):
     outcome: Outcome = "unknown"
     error: str = ""
     duration_us: int = 0
+
+
+class Replay(Record, kw_only=True, omit_defaults=True):
+    """The answer to a request that carried an Idempotency-Key; `id` is made of who sent which key where. `fingerprint`:
+    SHA-256 (hex) of query and body. `body` holds no secret: what was shown once is null. Gone at `ends_at` (ms)."""
+
+    shelf: Literal["replay"] = "replay"
+    state: Literal["running", "done"] = "running"
+    fingerprint: str = ""
+    status: int = 0
+    body: str = ""
+    etag: str = ""
+    location: str = ""
+    ends_at: int = 0
 
 
 class Session(Record, kw_only=True, omit_defaults=True):
@@ -298,9 +326,10 @@ TOOLS: Final = Entity(
 CALLS: Final = Entity(
     "call", CallRecord,
     (Index("by_org", ("org",)), Index("by_agent", ("org", "agent")), Index("chain", ("org",), sort="seq")),
-    append_only=True,
+    append_only=True, time_ordered="dec",
 )  # fmt: skip
 CHAIN_HEADS: Final = Entity("chain_head", ChainHead)
+ANCHORS: Final = Entity("chain_anchor", ChainAnchor, (Index("by_seq", ("org",), sort="seq"),), since=2)
 SPOOL_MARKS: Final = Entity("spool_mark", SpoolMark, (Index("by_org", ("org",)),))
 EPOCHS: Final = Entity("epoch", Epoch)
 AUDIT: Final = Entity(
@@ -312,17 +341,19 @@ AUDIT: Final = Entity(
 
 CHECK_REPORTS: Final = Entity("check_report", CheckReport, (Index("waiting", ("state",), across=True),))
 
+REPLAYS: Final = Entity("replay", Replay, (Index("by_end", ("shelf",), sort="ends_at", across=True),), since=2)
+
 SESSIONS: Final = Entity(
     "session", Session, (Index("lookup", ("lookup",), unique=True, across=True),
-                         Index("by_user", ("org", "user_id"))), since=2,
+                         Index("by_user", ("org", "user_id"))), since=3,
 )  # fmt: skip
-SECOND_FACTORS: Final = Entity("second_factor", SecondFactor, since=2)
+SECOND_FACTORS: Final = Entity("second_factor", SecondFactor, since=3)
 TICKETS: Final = Entity(
     "ticket", Ticket, (Index("digest", ("digest",), unique=True, across=True), Index("by_user", ("org", "user_id"))),
-    since=2,
+    since=3,
 )  # fmt: skip
-ROSTERS: Final = Entity("roster", Roster, since=2)
-COMPANIES: Final = Entity("company", Company, since=2)
+ROSTERS: Final = Entity("roster", Roster, since=3)
+COMPANIES: Final = Entity("company", Company, since=3)
 
 ENTITIES: Final = (
     ORGS,
@@ -350,10 +381,10 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 PEOPLE: Final = Migration(
-    2,
+    3,
     (SESSIONS, SECOND_FACTORS, TICKETS, ROSTERS, COMPANIES),
     (("user", "by_role"), ("key", "by_creator"), ("audit", "by_resource"), ("audit", "by_outcome")),
 )
 
-MIGRATIONS: Final = (Migration(1, ENTITIES), PEOPLE)
+MIGRATIONS: Final = (Migration(1, ENTITIES), Migration(2, (ANCHORS, REPLAYS)), PEOPLE)
 """In order, without gaps. Released ones never change; a new entity or index is a new Migration at the end."""

@@ -13,12 +13,19 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
+def url_of(host: str, port: int) -> str:
+    """The URL to open for a server that listens there."""
+    shown = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
 class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     pass
 
 
 class ServerSettings(_Section, kw_only=True, frozen=True):
-    """`allowed_hosts`: Host names served besides loopback names and `host`; `*` serves any (put a proxy in front).
+    """`api_rate`: requests a minute of one API key to the REST API, in each worker; 0: as many as it likes.
+    `allowed_hosts`: Host names served besides loopback names and `host`; `*` serves any (put a proxy in front).
     `trusted_proxies`: CIDRs whose X-Forwarded-For is believed. Sizes in bytes, times in seconds."""
 
     host: str = "127.0.0.1"
@@ -26,6 +33,7 @@ class ServerSettings(_Section, kw_only=True, frozen=True):
     workers: Positive = 1
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    api_rate: Annotated[int, msgspec.Meta(ge=0)] = 1200
     body_limit: Positive = 10 * 1024 * 1024
     stop_grace: Annotated[float, msgspec.Meta(ge=0)] = 10.0
 

@@ -226,13 +226,13 @@ class KeyedRateLimiter:
         """Take `count` tokens from the key's bucket, or none and False."""
         return self._bucket(key).take(count)
 
-    def tokens(self, key: str) -> float:
-        """What could be taken of the key's bucket now."""
-        return self._bucket(key).tokens
-
     def retry_after(self, key: str, count: float = 1.0) -> float:
         """Seconds until the key's bucket has `count` tokens."""
         return self._bucket(key).retry_after(count)
+
+    def tokens(self, key: str) -> float:
+        """What the key's bucket holds now."""
+        return self._bucket(key).tokens
 
     def forget(self, key: str) -> None:
         """The key's bucket is full again."""

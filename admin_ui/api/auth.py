@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -342,9 +343,14 @@ async def get_me(ctx: Context) -> Reply:
     return Reply(await _me_out(ctx, user))
 
 
+async def _me_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[MeIn, int]:
+    user = await _me(ctx)
+    return MeIn(name=user.name), user.version
+
+
 @operation(
-    "PUT", "/auth/me", tag="auth", person=True, body=MeIn, returns=MeOut, audit="user.rename", errors=(Stale,),
-    example=Example(body={"name": "Olga Owner"}),
+    "PUT", "/auth/me", tag="auth", person=True, body=MeIn, returns=MeOut, current=_me_now, audit="user.rename",
+    errors=(Stale,), example=Example(body={"name": "Olga Owner"}),
 )  # fmt: skip
 async def change_me(ctx: Context, body: MeIn) -> Reply:
     """Say your own name. Roles and addresses are for others to change."""

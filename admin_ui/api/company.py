@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import msgspec
 
@@ -79,9 +80,19 @@ async def get_settings(ctx: Context) -> Reply:
     return Reply(_settings(org, company), version_of(org, company))
 
 
+async def _settings_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[CompanySpec, str]:
+    org, company = await ctx.runtime.people.companies.read(ctx.org)
+    fields = {item.name: getattr(company, item.name) for item in msgspec.structs.fields(CompanySpec)
+              if item.name not in {"name", "secrets"}}  # fmt: skip
+    spec = CompanySpec(name=org.name, **fields)
+    if "secrets" in patch:  # those that the patch does not name stay
+        spec.secrets = dict.fromkeys(company.secrets, KEPT)
+    return spec, version_of(org, company)
+
+
 @operation(
     "PUT", "/api/settings", tag="company", scope="settings:write", role="admin", body=CompanySpec, returns=SettingsOut,
-    audit="settings.update", errors=(Stale, PreconditionFailed),
+    current=_settings_now, careful=True, audit="settings.update", errors=(Stale, PreconditionFailed),
     example=Example(
         body={
             "name": "Acme", "domain": "acme.test", "timezone": "Europe/Berlin", "mail_host": "smtp.acme.test",
@@ -90,7 +101,7 @@ async def get_settings(ctx: Context) -> Reply:
     ),
 )  # fmt: skip
 async def replace_settings(ctx: Context, body: CompanySpec) -> Reply:
-    """Say the organisation's settings anew. Secrets left out stay, `set` keeps one, null removes it."""
+    """Say the organisation's settings anew. Secrets left out stay; given, they are all there are; `set` keeps one."""
     companies = ctx.runtime.people.companies
     before = _settings(*await companies.read(ctx.org))
     version = before.version if ctx.match(before.version) else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from ...catalog.errors import Conflict, LastOwner, PreconditionFailed, Stale
@@ -23,10 +26,11 @@ class UserQuery(PageQuery, kw_only=True):
 
 
 class LinkOut(msgspec.Struct, kw_only=True):
-    """A one-time link, shown this once. Give it to the person on a way that only they can read."""
+    """A one-time link, shown this once. Give it to the person on a way that only they can read. Null in an answer that
+    is given again (Idempotency-Key) and in a dry run."""
 
-    token: str
-    url: str
+    token: str | None
+    url: str | None
     purpose: str
     expires_at: show.Time
 
@@ -91,7 +95,7 @@ def _by_email(where: dict[str, str]) -> Query:
 
 @operation(
     "POST", "/api/users", tag="users", scope="users:write", role="admin", body=NewUser, returns=NewUserOut, status=201,
-    audit="user.create", errors=(Conflict,),
+    audit="user.create", once=("link",), errors=(Conflict,),
     example=Example(body={"email": "new.colleague@acme.test", "name": "Nia New", "role": "member"}),
 )  # fmt: skip
 async def create_user(ctx: Context, body: NewUser) -> Reply:
@@ -117,9 +121,14 @@ async def get_user(ctx: Context) -> Reply:
     return Reply(await _detail(ctx, user), user.version)
 
 
+async def _user_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[UserChange, int]:
+    user = await ctx.runtime.people.directory.user(ctx.org, ctx.path["id"])
+    return UserChange(name=user.name, role=user.role, status=user.status), user.version
+
+
 @operation(
     "PUT", "/api/users/{id}", tag="users", scope="users:write", role="admin", body=UserChange, returns=UserDetailOut,
-    audit="user.update", errors=(LastOwner, Stale, PreconditionFailed),
+    current=_user_now, audit="user.update", errors=(LastOwner, Stale, PreconditionFailed),
     example=Example(path={"id": USER_ID}, body={"name": "Mia Member", "role": "viewer", "status": "active"}),
 )  # fmt: skip
 async def replace_user(ctx: Context, body: UserChange) -> Reply:
@@ -151,7 +160,7 @@ async def delete_user(ctx: Context) -> None:
 
 @operation(
     "POST", "/api/users/{id}/link", tag="users", scope="users:write", role="admin", returns=LinkOut, status=201,
-    audit="user.link", example=Example(path={"id": USER_ID}),
+    audit="user.link", once=("token", "url"), example=Example(path={"id": USER_ID}),
 )  # fmt: skip
 async def create_link(ctx: Context) -> Reply:
     """Make a one-time link by which a person sets a new password; earlier ones end.

@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "demo": ("demo", "demo", "Serve a demo organisation and watch an agent's calls being judged."),
     "check": ("health", "check", "Open everything that serving needs; exit 0 when all of it works."),
     "doctor": ("health", "doctor", "Find what is or may become a problem, with the command that mends it."),
+    "migrate": ("health", "migrate", "Bring the database's schema to this version's."),
     "agents": ("agents", "agents", "Agents and what they may do."),
     "keys": ("keys", "keys", "API keys: create, list, revoke."),
     "users": ("users", "users", "People who sign in, and one-time links for who cannot."),
@@ -30,7 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "plugins": ("plugins", "plugins", "Installed plugins, and which are active."),
     "calls": ("calls", "calls", "The record of calls."),
     "explain": ("explain", "explain", "Why a call is allowed or denied, and what would allow it."),
-    "audit": ("audit", "audit", "Verify that the record of calls is whole and unchanged."),
+    "audit": ("audit", "audit", "Verify that the record of calls is whole and unchanged; remove old records."),
     "settings": ("settings", "settings", "The effective settings, and where each was said."),
     "version": ("settings", "version", "The version, and what it runs on."),
 }

@@ -81,7 +81,10 @@ def create(common: Common, email: str, role: Any, name: str) -> None:
         from ..people.directory import NewUser
 
         async with house(common) as own:
-            user, link = await people(own).directory.add(own.org, NewUser(email=email, name=name, role=role), None)
+            async with own.deed("user.create") as deed:
+                spec = NewUser(email=email, name=name, role=role)
+                user, link = await people(own).directory.add(own.org, spec, None)
+                deed.resource, deed.details = user.id, {"email": user.email, "role": user.role}
             return user, link
 
     user, link = run(work())
@@ -101,7 +104,10 @@ def link(common: Common, user: str, reset: bool) -> None:
     async def work() -> tuple[User, Any]:
         async with house(common) as own:
             found = await named(own, user)
-            return found, await people(own).tickets.issue(found, "reset" if reset else "sign_in", ACTOR)
+            purpose: Any = "reset" if reset else "sign_in"
+            async with own.deed("user.link", found.id) as deed:
+                deed.details["purpose"] = purpose
+                return found, await people(own).tickets.issue(found, purpose, ACTOR)
 
     found, made = run(work())
     _show(common, found, made)
@@ -135,7 +141,11 @@ def change(common: Common, user: str, role: Any, status: Any) -> None:
         async with house(common) as own:
             found = await named(own, user)
             spec = UserChange(name=found.name, role=role or msgspec.UNSET, status=status or msgspec.UNSET)
-            changed: User = await people(own).directory.change(own.org, found.id, spec, None)
+            async with own.deed("user.update", found.id) as deed:
+                changed: User = await people(own).directory.change(own.org, found.id, spec, None)
+                deed.details = {
+                    name: f"{getattr(found, name)} -> {getattr(changed, name)}" for name in ("role", "status")
+                }
             return changed
 
     changed = run(work())
@@ -156,7 +166,8 @@ def disable_second_factor(common: Common, user: str, yes: bool) -> None:
     async def work() -> tuple[User, bool]:
         async with house(common) as own:
             found = await named(own, user)
-            return found, await people(own).factors.remove(found)
+            async with own.deed("user.2fa_off", found.id):
+                return found, await people(own).factors.remove(found)
 
     found, was_on = run(work())
     if common.json:
@@ -176,7 +187,9 @@ def delete(common: Common, user: str, yes: bool) -> None:
     async def work() -> User:
         async with house(common) as own:
             found = await named(own, user)
-            removed: User = await people(own).directory.remove(own.org, found.id, None)
+            async with own.deed("user.delete", found.id) as deed:
+                deed.details = {"email": found.email, "role": found.role}
+                removed: User = await people(own).directory.remove(own.org, found.id, None)
             return removed
 
     removed = run(work())

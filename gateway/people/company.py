@@ -26,7 +26,7 @@ Short = Annotated[str, msgspec.Meta(max_length=254, pattern=r"^[^\x00-\x1f\x7f-\
 
 class CompanySpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The settings of an organisation. `session_hours`: nobody stays signed in longer, 0: as long as the server lets
-    them. `secrets`: `mail_password`; left out they stay, `set` keeps one, null removes it."""
+    them. `secrets`: `mail_password`; left out they stay; given, they are all there are, and `set` keeps one."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=NAME)]
     domain: Domain = ""
@@ -91,7 +91,7 @@ class Companies:
     def _sealed(self, company: Company, spec: CompanySpec) -> dict[str, str]:
         if isinstance(spec.secrets, msgspec.UnsetType):
             return company.secrets
-        kept = {name: value for name, value in company.secrets.items() if name not in spec.secrets}
+        kept: dict[str, str] = {}
         for name, value in spec.secrets.items():
             if value == KEPT and name in company.secrets:
                 kept[name] = company.secrets[name]

@@ -169,20 +169,19 @@ class Directory:
     # -- sessions ------------------------------------------------------------------------------------------------
     async def sessions(self, user: User) -> list[Session]:
         """The person's sign-ins, oldest first."""
-        page = await self._store.find(
-            Query(SESSIONS, "by_user", {"org": user.org, "user_id": user.id}, limit=MAX_PAGE)
-        )  # fmt: skip
-        return page.records
+        found: list[Session] = []
+        cursor = ""
+        while True:
+            where = {"org": user.org, "user_id": user.id}
+            page = await self._store.find(Query(SESSIONS, "by_user", where, limit=MAX_PAGE, cursor=cursor))
+            found += page.records
+            cursor = page.cursor
+            if not cursor:
+                return found
 
     async def sign_out(self, user: User, *, but: str = "") -> int:
         """End all sessions of a person but one; how many ended."""
-        ended = 0
-        while True:
-            left = [item for item in await self.sessions(user) if item.id != but]
-            if not left:
-                return ended
-            for session in left:
-                ended += await self._drop(SESSIONS, session)
+        return sum([await self._drop(SESSIONS, item) for item in await self.sessions(user) if item.id != but])
 
     async def end_session(self, user: User, session_id: str) -> None:
         """End one sign-in. NotFound when it is not theirs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -13,7 +13,6 @@ from ...catalog.errors import EnterpriseError
 from ...catalog.records import User
 from ...catalog.store import Store
 from ..accounts import Accounts
-from ..passwords import Passwords
 from ..settings import AuthSettings
 from ..vault import Vault
 from .company import Companies
@@ -24,6 +23,9 @@ from .throttle import Throttle
 from .tickets import Link, Tickets
 from .tokens import Tokens
 from .who import KeyHolder, Who
+
+if TYPE_CHECKING:
+    from ..passwords import Passwords
 
 log = structlog.get_logger()
 
@@ -44,6 +46,7 @@ class People:
         clock: Callable[[], float] = time.time, ticks: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.settings = settings
+        self._made_of = (vault, keys, passwords, clock, ticks)
         self.courier: Courier | None = None
         self.clock = clock
         self.tokens = Tokens(vault, clock)
@@ -53,11 +56,16 @@ class People:
         self.factors = Factors(store, vault, clock)
         self.companies = Companies(store, vault, clock)
         self.sign_in = SignIn(
-            store, settings, passwords or Passwords(), self.directory, self.factors, self.tickets, self.companies,
+            store, settings, passwords, self.directory, self.factors, self.tickets, self.companies,
             self.tokens, self.throttle, clock,
         )  # fmt: skip
         self.who = Who(store, keys, self.tokens, self.sign_in, self.companies, settings)
         self._errands: set[asyncio.Task[Any]] = set()
+
+    def over(self, store: Store, accounts: Accounts) -> People:
+        """The same over another store: one that keeps nothing, for a dry run."""
+        vault, keys, passwords, clock, ticks = self._made_of
+        return People(store, vault, accounts, keys, self.settings, passwords=passwords, clock=clock, ticks=ticks)
 
     def send_reset(self, email: str, then: Callable[[User | None], Awaitable[None]]) -> None:
         """Begin to bring a link to whoever lost their password, and return at once: how long it takes, and whether

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from typing import Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -25,7 +26,6 @@ from ...catalog.errors import (
 from ...catalog.ids import new_id
 from ...catalog.records import SESSIONS, USERS, Company, Session, SessionKind, User
 from ...catalog.store import Delete, Insert, Query, Replace, Store
-from ..passwords import Passwords, check_strength
 from ..settings import AuthSettings
 from .company import Companies
 from .directory import Directory
@@ -33,6 +33,9 @@ from .factors import Factors
 from .throttle import Throttle, account_of, source_of
 from .tickets import Link, Tickets
 from .tokens import ACCESS, CHALLENGE, PAGE_PREFIX, Tokens, digest, new_secret, refresh_token, split_refresh
+
+if TYPE_CHECKING:
+    from ..passwords import Passwords
 
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
@@ -74,12 +77,12 @@ class SignIn:
     """One per worker. `clock` gives seconds since the epoch."""
 
     def __init__(
-        self, store: Store, settings: AuthSettings, passwords: Passwords, directory: Directory, factors: Factors,
+        self, store: Store, settings: AuthSettings, passwords: Passwords | None, directory: Directory, factors: Factors,
         tickets: Tickets, companies: Companies, tokens: Tokens, throttle: Throttle, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._store = store
         self._settings = settings
-        self._passwords = passwords
+        self._given = passwords
         self._directory = directory
         self._factors = factors
         self._tickets = tickets
@@ -89,6 +92,12 @@ class SignIn:
         self._clock = clock
         self._dummy = ""
         self._hashing = 0
+
+    @cached_property
+    def _passwords(self) -> Passwords:
+        from ..passwords import Passwords  # argon2 is not loaded by a worker that nobody signs in at
+
+        return self._given or Passwords()
 
     def now(self) -> int:
         """Milliseconds since the epoch."""
@@ -339,6 +348,8 @@ class SignIn:
         return user
 
     async def _set(self, user: User, password: str, path: str) -> None:
+        from ..passwords import check_strength
+
         check_strength(password, path)
         if user.email in password.lower():
             raise ValidationFailed([(path, "too_common", "A password must not hold the e-mail address.")])

@@ -13,8 +13,6 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-import jwt
-
 from ...catalog.errors import Unauthenticated
 from ..vault import Vault
 
@@ -79,6 +77,8 @@ class Tokens:
 
     def sign(self, kind: Kind, user_id: str, org: str, seconds: int, **claims: str) -> str:
         """A token of a kind that is valid for some seconds."""
+        import jwt  # not loaded by a worker that nobody signs in at
+
         now = int(self._clock())
         payload = {"iss": ISSUER, "sub": user_id, "org": org, "iat": now, "exp": now + seconds, **claims}
         key = self._keys[self._current]
@@ -86,6 +86,8 @@ class Tokens:
 
     def read(self, kind: Kind, token: str) -> dict[str, str]:
         """The claims of a valid token of that kind, as texts. Unauthenticated, in one sentence for every fault."""
+        import jwt
+
         try:
             if len(token) > MAX_TOKEN:
                 raise Unauthenticated(_NOT_VALID)

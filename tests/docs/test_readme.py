@@ -26,7 +26,7 @@ MCP_DOORS = {"POST /mcp", "DELETE /mcp", "POST /mcp/{server}", "GET /mcp/{server
 HOT = MCP_DOORS | {"GET /health", "GET /ready", "GET /metrics"}
 """What the edge serves besides the operations."""
 
-ENDPOINT = re.compile(r"(GET|POST|PUT|DELETE) /\S*")
+ENDPOINT = re.compile(r"(GET|POST|PUT|PATCH|DELETE) /\S*")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,8 @@ def flags_of(words: tuple[str, ...]) -> set[str]:
 
 COMMAND_LINES = """
 doctor
+migrate
+audit prune --before 2020-01-01 --yes
 agents list
 agents show support-bot
 agents profile show support-bot
@@ -210,6 +212,11 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     ask("PUT /api/agents/{id}", {"name": "tourist", "description": "Looks around."}, id=agent)
     ask("PUT /api/agents/{id}/profile", {"preset": "sandbox"}, id=agent)
     assert ask("GET /api/agents/{id}/profile", id=agent)["data"]["preset"] == "sandbox"
+    assert ask("PATCH /api/agents/{id}", {"description": "Walks."}, id=agent)["data"]["name"] == "tourist"
+    assert (
+        ask("PATCH /api/agents/{id}/profile", {"profile": {"max_risk": "medium"}}, 428, id=agent)["code"]
+        == "PRECONDITION_REQUIRED"
+    )
     made = ask("POST /api/keys", {"kind": "agent", "agent_id": agent}, 201)["data"]["id"]
     assert made in {item["id"] for item in ask("GET /api/keys")["data"]}
     ask("GET /api/keys/{id}", id=made)
@@ -223,10 +230,14 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     assert "tour" in {item["name"] for item in ask("GET /api/gateway/upstreams")["data"]}
     ask("GET /api/gateway/upstreams/{id}", id=server["id"])
     ask("PUT /api/gateway/upstreams/{id}", {**stdio, "timeout_ms": 5000}, id=server["id"])
+    assert (
+        ask("PATCH /api/gateway/upstreams/{id}", {"timeout_ms": 6000}, id=server["id"])["data"]["kind"] == "mcp_stdio"
+    )
     ask("POST /api/gateway/upstreams/{id}/refresh", id=server["id"])
     tool = ask("GET /api/gateway/upstreams/{id}/tools", id=server["id"])["data"][0]["id"]
     corrected = ask("PUT /api/gateway/upstreams/{id}/tools/{tool}", {"risk": "high"}, id=server["id"], tool=tool)
     assert corrected["data"]["risk"] == "high"
+    ask("PATCH /api/gateway/upstreams/{id}/tools/{tool}", {"risk": "low"}, id=server["id"], tool=tool)
     ask("DELETE /api/gateway/upstreams/{id}", status=204, id=server["id"])
 
     assert ask("GET /api/engine/skills")["meta"]["total"] == 38
@@ -257,6 +268,7 @@ def tour_of_people(ask: Any, story: Story) -> None:
     token = signed["token"]
     assert ask("GET /auth/me", token=token)["data"]["user"]["role"] == "admin"
     ask("PUT /auth/me", {"name": "Tess Tour"}, token=token)
+    ask("PATCH /auth/me", {"name": "Tess"}, token=token)
     (session,) = ask("GET /auth/sessions", token=token)["data"]
     secret = ask("POST /auth/2fa/setup", {"password": password}, token=token)["data"]["secret"]
     now = totp.code_at(secret, totp.step_of(time.time()))
@@ -277,7 +289,8 @@ def tour_of_people(ask: Any, story: Story) -> None:
     for way in ("logout", "logout-everywhere"):
         token = ask("POST /auth/login", {**login, "password": password + "!"})["data"]["token"]
         ask(f"POST /auth/{way}", token=token)
-    ask("PUT /api/users/{id}", {"name": "Tess", "role": "viewer"}, id=tess)
+    ask("PUT /api/users/{id}", {"name": "Tess", "role": "member"}, id=tess)
+    ask("PATCH /api/users/{id}", {"role": "viewer"}, id=tess)
     assert ask("GET /api/users/{id}", id=tess)["data"]["role"] == "viewer"
     ask("POST /api/users/{id}/link", status=201, id=tess)
     ask("POST /api/users/{id}/sign-out", id=tess)
@@ -285,6 +298,7 @@ def tour_of_people(ask: Any, story: Story) -> None:
     ask("DELETE /api/users/{id}", status=204, id=tess)
     name = ask("GET /api/settings")["data"]["name"]
     ask("PUT /api/settings", {"name": name, "timezone": "Europe/Berlin"})
+    assert ask("PATCH /api/settings", {"domain": "acme.test"}, 428)["code"] == "PRECONDITION_REQUIRED"
     assert ask("GET /api/stats")["data"]["users"] >= 1
     entry = ask("GET /api/audit")["data"][0]["id"]
     ask("GET /api/audit/{id}", id=entry)

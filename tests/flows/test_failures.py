@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
 import sys
 import time
@@ -17,6 +19,7 @@ import pytest
 from agenticmail_enterprise.catalog.calls import AgentView, Call, Tool, Verdict
 from agenticmail_enterprise.catalog.plugins import ENTRY_POINT_GROUP, NoConfig
 from agenticmail_enterprise.catalog.profiles import Profile, ToolRule
+from agenticmail_enterprise.gateway import groupsync
 from agenticmail_enterprise.gateway.settings import JournalSettings, PluginSettings, PolicySettings, ServerSettings
 from agenticmail_enterprise.policies import pluginhost
 from tests.flows.crash_kit import Mortal
@@ -324,6 +327,29 @@ async def test_journal_full(tmp_path: Path) -> None:
         records = await house.records(seen)  # nothing that was forwarded is missing
         assert {record.outcome for record in records} == {"ok"}
         assert went_well(await house.call(key, "/mcp/mail", "read_mail"))
+
+
+async def test_journals_disk_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(segment: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with Counting() as server, House(tmp_path, journal=JournalSettings(sync="group", full_wait=0.05)) as house:
+        await house.upstream("mail", server.url)
+        key = await house.agent("clerk", ALL)
+        assert went_well(await house.call(key, "/mcp/mail", "read_mail"))
+        seen = len(server.calls)
+        monkeypatch.setattr(groupsync, "sync_file", fail)
+        struck = await house.call(key, "/mcp/mail", "read_mail")
+        assert code_of(struck) == "JOURNAL_FULL"
+        monkeypatch.undo()  # a disk that failed once is not trusted again
+        assert code_of(await house.call(key, "/mcp/mail", "read_mail")) == "JOURNAL_FULL"
+        assert len(server.calls) == seen
+        ready = await house.send("GET", "/ready")
+        assert (ready.status, list(ready.json["problems"])) == (503, ["journal"])
+        assert os.strerror(errno.EIO) in ready.json["problems"]["journal"]
+        assert house.runtime.metrics.refused["mcp", "JOURNAL_FULL"] >= 2
+        records = await house.records(2)
+        assert [(record.outcome, record.error) for record in records] == [("ok", ""), ("not_sent", "JOURNAL_BROKEN")]
 
 
 # -- the gateway itself ------------------------------------------------------------------------------------------

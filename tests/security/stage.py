@@ -4,16 +4,22 @@ hundreds of examples against one."""
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import re
 import socket
+import struct
+import sys
+import termios
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agenticmail_enterprise.catalog.profiles import ArgumentRule, Profile, ToolRule
 from agenticmail_enterprise.catalog.records import CALLS, CallRecord
 from agenticmail_enterprise.catalog.store import GLOBAL, Query
+from agenticmail_enterprise.gateway.lane import Lane
 from tests.flows.house import House
 from tests.flows.servers import Counting
 from tests.security.wire import Reply, read_reply
@@ -25,7 +31,9 @@ CLERK = Profile(
     max_risk="critical",
     argument_rules=(ArgumentRule(name="internal", tools=("mail__send_mail",), field="to", op="domain_in", values=("acme.test",), required=True),),
 )  # fmt: skip
-QUIET = 0.15
+LIMIT = 30.0
+LOOK = 0.02
+"""Seconds between questions whether the server is at rest. No answer depends on it."""
 _ID = re.compile(rb"dec_[0-9a-f]{32}")
 
 
@@ -43,6 +51,7 @@ class Stage:
         self.house: House
         self.server: Counting
         self._known: set[str] = set()
+        self._met: set[Any] = set()
 
     def __enter__(self) -> Stage:
         self._thread.start()
@@ -56,7 +65,7 @@ class Stage:
         self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * LIMIT)
 
     async def _open(self) -> None:
         self._loop.set_exception_handler(lambda loop, context: self.errors.append(context))
@@ -76,26 +85,70 @@ class Stage:
         await self.server.__aexit__(None, None, None)
 
     def converse(self, pieces: list[bytes]) -> list[Reply]:
-        """Send pieces of bytes, read what comes back until the server closes or has nothing more to say. Raises
-        ValueError for an answer that is none."""
+        """Send pieces of bytes, read what comes back until the server closes or waits for more, which its own loop
+        says: silence alone means nothing on a slow machine. Raises ValueError for an answer that is none, and
+        AssertionError when the server neither closes nor comes to rest."""
         got = bytearray()
         with socket.create_connection(("127.0.0.1", self.port)) as sock:
+            own = sock.getsockname()[1]
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(LIMIT)
             try:
                 for piece in pieces:
                     sock.sendall(piece)
-                sock.settimeout(QUIET)
-                while data := sock.recv(65536):
-                    got += data
-            except (TimeoutError, ConnectionError):
+                self._hear(sock, own, got)
+            except ConnectionError:
                 pass
+        self.run(self._until(lambda: not self._connections(own) and self._settled()))
         return asyncio.run(_parse(bytes(got)))
+
+    def _hear(self, sock: socket.socket, own: int, got: bytearray) -> None:
+        end = time.monotonic() + LIMIT
+        resting = False
+        while True:
+            # Once the server rests, what it wrote is here: one look more, without waiting, takes it all.
+            sock.settimeout(0 if resting else LOOK)
+            try:
+                data = sock.recv(65536)
+            except (TimeoutError, BlockingIOError):
+                if resting:
+                    return
+                assert time.monotonic() < end, f"no end and no rest; so far {bytes(got)!r}"
+                resting = _unsent(sock) == 0 and self.run(self._resting(own))
+                continue
+            if not data:
+                return
+            got += data
+
+    # -- what the gateway's loop knows ---------------------------------------------------------------------------
+    def _connections(self, port: int) -> list[Any]:
+        """The protocols (lanes, or aiohttp's handlers) of the connection from a port of ours. On the loop."""
+        server = self.house.server
+        found: list[Any] = [*server._lanes.open, *(server._http.connections if server._http is not None else ())]
+        return [each for each in found if _peer(each.transport) == port]
+
+    async def _resting(self, port: int) -> bool:
+        """Whether the server has read all that came over a connection, and waits for more."""
+        found = self._connections(port)
+        self._met.update(found)
+        return bool(found) and not self.house.server.edge._pending and all(_rests(each) for each in found)
+
+    def _settled(self) -> bool:
+        """Whether nothing is being handled that could still make a record. On the loop."""
+        self._met = {each for each in self._met if _working(each)}
+        return not self._met and not self.house.server.edge._pending and not self.house.runtime.journal._open
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(LIMIT):
+            while not holds():
+                await asyncio.sleep(0.002)
 
     def records(self) -> list[CallRecord]:
         """Those that came since the last look, oldest first."""
         return self.run(self._records())
 
     async def _records(self) -> list[CallRecord]:
+        await self._until(self._settled)
         await self.house.runtime.journal.drained()
         found: list[CallRecord] = []
         for org in (self.house.org, GLOBAL):
@@ -103,6 +156,54 @@ class Stage:
             found += [r for r in (await self.house.runtime.store.find(query)).records if r.id not in self._known]
         self._known |= {record.id for record in found}
         return found[::-1]
+
+
+def _peer(transport: Any) -> int:
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return int(name[1]) if name else 0
+
+
+def _count(fd: int, request: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0" * 4))[0])
+
+
+def _unsent(sock: socket.socket) -> int:
+    """Bytes that the other side's kernel has not got yet."""
+    return _count(sock.fileno(), termios.TIOCOUTQ) if sys.platform == "linux" else 0
+
+
+def _rests(protocol: Any) -> bool:
+    """Whether a protocol has read everything, answered what it could, and waits for bytes."""
+    transport = protocol.transport
+    if _count(transport.get_extra_info("socket").fileno(), termios.FIONREAD) or transport.get_write_buffer_size():
+        return False
+    if isinstance(protocol, Lane):
+        return not protocol._busy and not protocol._queue
+    if protocol._messages:
+        return False
+    request = protocol._current_request
+    if request is None:
+        return protocol._waiter is not None or _reads(protocol._task_handler)
+    # In the middle of a body, or a stream that is held open for as long as the client likes.
+    return request.content._waiter is not None or request.method == "GET"
+
+
+def _reads(task: asyncio.Task[Any] | None) -> bool:
+    """Whether aiohttp's task waits for the rest of a body that nobody wants (its lingering close)."""
+    frame: Any = task.get_coro() if task is not None else None
+    while frame is not None:
+        if getattr(frame, "__name__", "") == "_wait":
+            return True
+        frame = getattr(frame, "cr_await", None)
+    return False
+
+
+def _working(protocol: Any) -> bool:
+    """Whether a protocol still has a task in the middle of a request."""
+    if isinstance(protocol, Lane):
+        return protocol._task is not None and not protocol._task.done() and protocol._busy
+    task = protocol._task_handler
+    return protocol._current_request is not None and task is not None and not task.done()
 
 
 async def _parse(data: bytes) -> list[Reply]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.security.stage import ALLOWED, Stage, anonymous
 from tests.security.wire import CALL, Reply, compact, request
 
-FUZZ = settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 PATHS = ("/mcp/mail", "/mcp", "/api/engine/check-permission", "/api/engine/tool-calls")
 
 

@@ -42,7 +42,7 @@ async def send(site: Any, operation: Operation, **options: Any) -> Any:
     body = operation.example.body if operation.body is not None else None
     if isinstance(body, dict) and {"code", "challenge"} & body.keys():
         body = await site.timely(operation.name, body)
-    query = dict(operation.example.query)
+    query = {**operation.example.query, **options.pop("query", {})}
     return await call_as(site, operation, path_of(operation), body, query=query, **options)
 
 

@@ -187,6 +187,45 @@ async def test_secrets_are_written_and_never_read(site: Any) -> None:
     assert await put(secrets={"mail_password": None}) == {"mail_password": None}
 
 
+async def test_a_patch_of_the_settings_keeps_and_removes_what_it_says(site: Any) -> None:
+    await site.call("PUT", "/api/settings", {"name": "Acme", "secrets": {"mail_password": "hunter2-hunter2"}})
+    assert (await site.call("PATCH", "/api/settings", {"domain": "acme.test"})).status == 428
+    any_ = {"If-Match": "*"}
+    kept = await site.call("PATCH", "/api/settings", {"domain": "acme.test"}, headers=any_)
+    assert (kept.json["data"]["name"], kept.json["data"]["secrets"]) == ("Acme", {"mail_password": "set"})
+    gone = await site.call("PATCH", "/api/settings", {"secrets": {"mail_password": None}}, headers=any_)
+    assert (gone.json["data"]["domain"], gone.json["data"]["secrets"]) == ("acme.test", {"mail_password": None})
+
+
+async def test_a_dry_run_of_a_setting_shows_no_secret_and_one_of_a_person_removes_nobody(site: Any) -> None:
+    body = {"name": "Acme", "secrets": {"mail_password": "hunter2-hunter2"}}
+    tried = await site.call("PUT", "/api/settings", body, query={"dry_run": "true"})
+    assert (tried.status, b"hunter2" in tried.body) == (200, False)
+    await site.person("owner")
+    user = await site.person("admin")
+    token = await site.token(user)
+    assert (await site.call("DELETE", f"/api/users/{user.id}", query={"dry_run": "true"})).status == 200
+    assert (await site.as_(token, "GET", "/auth/me")).status == 200
+
+
+async def test_what_signs_people_in_is_neither_tried_nor_given_again(site: Any) -> None:
+    user = await site.person("member")
+    body, again = {"email": user.email, "password": PASSWORD}, {"Idempotency-Key": "the-same-for-both"}
+    one = await site.call("POST", "/auth/login", body, key="", headers=again)
+    two = await site.call("POST", "/auth/login", body, key="", headers=again)
+    assert one.json["data"]["session_id"] != two.json["data"]["session_id"]
+    assert "Idempotent-Replayed" not in two.headers
+    assert (await site.call("POST", "/auth/login", body, key="", query={"dry_run": "true"})).status == 400
+    assert len(await site.people.directory.sessions(user)) == 2
+
+
+async def test_a_link_is_not_given_again(site: Any) -> None:
+    again = {"Idempotency-Key": "add-nia"}
+    bodies = [await site.call("POST", "/api/users", {"email": "nia@acme.test"}, headers=again) for _ in range(2)]
+    assert bodies[0].json["data"]["link"]["token"].startswith("lk_")
+    assert (bodies[1].status, bodies[1].json["data"]["link"]) == (201, None)
+
+
 async def test_settings_that_make_no_sense_are_named_all_of_them(site: Any) -> None:
     body = {
         "name": "Acme",

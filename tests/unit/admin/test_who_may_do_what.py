@@ -20,15 +20,15 @@ from tests.unit.admin.test_every_operation import call_as, path_of
 RIGHTS: dict[tuple[str, str], list[str]] = {
     # (scope, least role): operations
     ("agents:read", "viewer"): ["list_agents", "get_agent"],
-    ("agents:write", "member"): ["create_agent", "replace_agent", "delete_agent"],
+    ("agents:write", "member"): ["create_agent", "replace_agent", "patch_agent", "delete_agent"],
     ("profiles:read", "viewer"): ["get_agent_profile"],
-    ("profiles:write", "admin"): ["put_agent_profile"],
+    ("profiles:write", "admin"): ["put_agent_profile", "patch_agent_profile"],
     ("keys:read", "admin"): ["list_keys", "get_key"],
     ("keys:create", "admin"): ["create_key"],
     ("keys:revoke", "admin"): ["revoke_key"],
     ("upstreams:read", "viewer"): ["list_upstreams", "get_upstream", "list_upstream_tools"],
     ("upstreams:write", "admin"): [
-        "create_upstream", "replace_upstream", "delete_upstream", "refresh_upstream", "correct_tool",
+        "create_upstream", "replace_upstream", "patch_upstream", "patch_tool", "delete_upstream", "refresh_upstream", "correct_tool",
     ],
     ("catalog:read", "viewer"): [
         "list_skills", "get_one_skill", "list_presets", "get_one_preset", "list_tools", "make_tool_policy",
@@ -37,10 +37,10 @@ RIGHTS: dict[tuple[str, str], list[str]] = {
     ("audit:read", "admin"): ["list_audit", "get_audit_entry", "export_audit"],
     ("users:read", "admin"): ["list_users", "get_user"],
     ("users:write", "admin"): [
-        "create_user", "replace_user", "delete_user", "create_link", "sign_user_out", "remove_second_factor",
+        "create_user", "replace_user", "patch_user", "delete_user", "create_link", "sign_user_out", "remove_second_factor",
     ],
     ("settings:read", "admin"): ["get_settings"],
-    ("settings:write", "admin"): ["replace_settings"],
+    ("settings:write", "admin"): ["replace_settings", "patch_settings"],
     ("gateway:call", "owner"): ["check_permission", "report_tool_call"],
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ ANYBODY = {
     "refresh", "forgot_password", "reset_password", "get_openapi",
 }  # fmt: skip
 SIGNED_IN = {
-    "logout", "logout_everywhere", "get_me", "change_me", "change_password", "setup_second_factor",
+    "logout", "logout_everywhere", "get_me", "change_me", "patch_me", "change_password", "setup_second_factor",
     "confirm_second_factor", "renew_recovery_codes", "disable_second_factor", "list_my_sessions", "end_my_session",
 }  # fmt: skip
 LADDER = ("viewer", "member", "admin", "owner")

@@ -30,7 +30,7 @@ class Edge:
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
 
-    async def quick(self, request: Any) -> web.StreamResponse:
+    async def quick(self, request: Any, rest: Any = None) -> web.StreamResponse:
         self.asked.append((request.raw_path, request.body))
         try:
             if self.gate is not None:
