@@ -122,7 +122,7 @@ class Call:
     )  # fmt: skip
 
     def __init__(
-        self, principal: Principal, tool: str, raw: bytes | msgspec.Raw, *, id: str, at: float, door: Door = "mcp",  # noqa: A002
+        self, principal: Principal, tool: str, raw: bytes | msgspec.Raw, id: str, at: float, door: Door = "mcp",  # noqa: A002
         upstream: str = "", ip: str = "", request_id: str = "", trace_id: str = "", args: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """With `args` the door has decoded them already, and `raw` is their encoding (`exact`)."""

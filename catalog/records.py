@@ -135,8 +135,8 @@ class CallRecord(Record, kw_only=True, omit_defaults=True, gc=False):
     leaves (to `trace_id`) stands before its outcome, so that the journal can join the two without decoding either.
 
     `seq`, `prev` and `hash` are set when the record is drained. `at` is the decision in microseconds since the
-    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the arguments that were
-    judged, as compact JSON (docs/journal.md); "" when there are none.
+    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the arguments that were judged, as
+    compact JSON (docs/journal.md); "" when there are none.
     """
 
     agent: str = ""

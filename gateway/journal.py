@@ -193,7 +193,7 @@ class Journal:
         return ticket
 
     def finish(
-        self, ticket: Ticket, outcome: Outcome, *, status: int = 0, error: str = "", duration_us: int = 0,
+        self, ticket: Ticket, outcome: Outcome, status: int = 0, error: str = "", duration_us: int = 0,
         upstream_us: int = 0, response_bytes: int = 0, flags: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         """Write down how a call ended. Never raises for want of room. A second time for one ticket is counted only."""

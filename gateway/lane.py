@@ -44,16 +44,22 @@ _ELSEWHERE: Final = frozenset(
 
 class Known:
     """A head, understood. `door` is what its door made of it; `straight`, where the door sets it, is called with a lane
-    and a body, and takes the request from there or returns False."""
+    and a body, and takes the request from there or returns False. Its headers are read from its bytes again when they
+    are asked for: there is one of these for each agent that has called."""
 
-    __slots__ = ("door", "headers", "length", "path", "straight")
+    __slots__ = ("door", "head", "length", "path", "straight")
 
-    def __init__(self, path: str, headers: tuple[tuple[bytes, bytes], ...], length: int) -> None:
+    def __init__(self, path: str, head: bytes, length: int) -> None:
         self.path = path
-        self.headers = headers
+        self.head = head
         self.length = length
         self.door: Any = None
         self.straight: Callable[[Lane, Known, bytes], bool] | None = None
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        lines = self.head[:-4].split(b"\r\n")[1:]
+        return tuple((match[1], match[2] or b"") for line in lines if (match := _LINE.fullmatch(line)) is not None)
 
 
 def learn(head: bytes) -> Known | None:
@@ -62,7 +68,6 @@ def learn(head: bytes) -> Known | None:
     start = _START.fullmatch(lines[0])
     if start is None or len(lines) > 100 or len(head) > MAX_HEAD:
         return None
-    headers: list[tuple[bytes, bytes]] = []
     length = -1
     hosts = 0
     for line in lines[1:]:
@@ -78,10 +83,9 @@ def learn(head: bytes) -> Known | None:
                 return None
             length = int(value)
         hosts += low == b"host"
-        headers.append((name, value))
     if length < 0 or hosts != 1:
         return None
-    return Known(start[1].decode(), tuple(headers), length)
+    return Known(start[1].decode(), head, length)
 
 
 class Drainer:
@@ -289,7 +293,8 @@ class Lane(asyncio.Protocol):
             return
         end = data.find(b"\r\n\r\n") + 4
         if end > 3:
-            known = self._lanes.find(data[:end])
+            head = data[:end]
+            known = self._lanes.heads.get(head) or self._lanes.find(head)
             if known is not None and len(data) - end == known.length:  # one whole request: the common case
                 body = data[end:]
                 if known.straight is None or not known.straight(self, known, body):

@@ -123,10 +123,7 @@ class Proxy:
         """Write down how a forwarded call ended. Exactly once per Passed."""
         self.in_flight -= 1
         duration = (time.perf_counter_ns() - passed.started) // 1000
-        self.journal.finish(
-            passed.ticket, outcome, status=status, error=error, duration_us=duration,
-            upstream_us=passed.upstream_us, response_bytes=size, flags=flags,
-        )  # fmt: skip
+        self.journal.finish(passed.ticket, outcome, status, error, duration, passed.upstream_us, size, flags)
         answer = passed.answer  # a stream's length is the upstream's own
         added = max(0, duration - passed.upstream_us) if answer is not None and answer.body is not None else -1
         self.metrics.passed(passed.call.door, outcome, passed.call.upstream, passed.upstream_us, added)

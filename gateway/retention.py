@@ -5,8 +5,11 @@ older than the date. A call that began earlier but ended late stands further on 
 it may go. The order is: check what will go, write the anchor, remove. Whoever is killed in between leaves old records
 behind the anchor, which no check looks at and which the next cut removes.
 
-Records are removed by number and not by age, so that one that is drained meanwhile, however old, is never hit: those to
-go are first written again with a date before all others, and that date is pruned.
+The store removes by age (the time in a record's id), the chain is cut by number: so no more is removed than what is
+older than every record that stays. What the two disagree about stays behind the anchor until a later cut.
+
+Not closed: a record from before the cut that is drained in the very moment of the removal (an old spool that is adopted
+just then) could go with the others, and would read as missing. Hence nothing younger than a day is ever removed.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from typing import Final
 import msgspec
 
 from ..catalog.errors import StoreError, ValidationFailed
-from ..catalog.ids import new_id
+from ..catalog.ids import new_id, time_of
 from ..catalog.records import ANCHORS, CALLS, ChainAnchor
 from ..catalog.store import MAX_PAGE, Insert, Query, Store
 from .chainverify import Walk, anchor_of, head_of
 
-MARKED: Final = 1
-"""`created_at` of records that are to go: the first millisecond of 1970, which no call was made in."""
+YOUNGEST_MS: Final = 24 * 3600 * 1000
+"""What is younger is never removed: a call may still be open, or in a spool."""
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -45,11 +48,11 @@ async def prune(
     hide that something was changed.
     """
     now = int(clock() * 1000)
-    if not 0 < before <= now:
-        raise ValidationFailed([("/before", "range", "Only what is past can be removed: name an earlier date.")])
+    if not 0 < before <= now - YOUNGEST_MS:
+        raise ValidationFailed([("/before", "range", "Only what is older than a day can be removed.")])
     last = await anchor_of(store, org)
     if last is not None and not dry_run:
-        await _remove(store, org, last.seq)  # what an earlier cut, that was killed, has left
+        await _remove(store, org, last.seq, last.before)  # what an earlier cut, that was killed, has left
     walk = await _walked(store, org, last, before)
     if not walk.checked or dry_run:
         return Cut(org, walk.checked, last)
@@ -58,7 +61,7 @@ async def prune(
         by=by, at=now, pruned=walk.checked,
     )  # fmt: skip
     (anchor,) = await store.commit(Insert(ANCHORS, anchor))
-    await _remove(store, org, anchor.seq)
+    await _remove(store, org, anchor.seq, before)
     return Cut(org, walk.checked, anchor)
 
 
@@ -83,13 +86,21 @@ async def _walked(store: Store, org: str, last: ChainAnchor | None, before: int)
         query = msgspec.structs.replace(query, cursor=page.cursor)
 
 
-async def _remove(store: Store, org: str, seq: int) -> None:
-    """Remove the records up to a number."""
+async def _remove(store: Store, org: str, seq: int, before: int) -> None:
+    """Remove the records up to a number, as far as they are older than all that stay."""
+    limit = min(before, await _oldest_after(store, org, seq, before))
+    while await store.prune(CALLS, org, limit):
+        continue
+
+
+async def _oldest_after(store: Store, org: str, seq: int, before: int) -> int:
+    """The time (ms) of the oldest record behind a number, or `before` when none is older."""
+    query = Query(CALLS, "by_org", {"org": org}, limit=MAX_PAGE)
     while True:
-        page = await store.find(Query(CALLS, "chain", {"org": org}, limit=MAX_PAGE, until=seq + 1))
-        if page.records:
-            await store.append(CALLS, [msgspec.structs.replace(record, created_at=MARKED) for record in page.records])
-        while await store.prune(CALLS, org, MARKED + 1):
-            continue
+        page = await store.find(query)
+        for record in page.records:
+            if record.seq > seq or time_of(record.id) >= before:
+                return time_of(record.id)
         if not page.cursor:
-            return
+            return before
+        query = msgspec.structs.replace(query, cursor=page.cursor)

@@ -171,18 +171,6 @@ class RawStream(RawResponse):
         return None
 
 
-def client_gone(request: web.BaseRequest) -> bool:
-    """True when nobody would read an answer any more."""
-    transport = request.transport
-    return transport is None or transport.is_closing()
-
-
-def remote_ip(request: web.BaseRequest) -> str:
-    """The peer's address, without a port. "" on a Unix socket."""
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    return str(peer[0]) if isinstance(peer, tuple) else ""
-
-
 async def read_body(request: web.BaseRequest, limit: int) -> bytes | None:
     """The whole body, or None when it is larger than `limit` bytes (the rest is then left unread)."""
     declared = request.content_length

@@ -8,7 +8,6 @@ go on with it; conversations with upstreams are opened when first needed.
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from typing import Any, Final
 
@@ -16,11 +15,12 @@ import msgspec
 from aiohttp import web
 
 from ...catalog.calls import Principal, Verdict
-from ...catalog.errors import BodyTooLarge, EnterpriseError, MethodNotAllowed, NotFound, UpstreamError
+from ...catalog.errors import BadRequest, BodyTooLarge, EnterpriseError, MethodNotAllowed, NotFound, UpstreamError
 from ..mcpclient import RpcFailure
 from ..proxy import Passed, outcome_of
 from ..wire import RawResponse, json_response, read_body, status_line
 from .aggregate_calls import CallSender, Conversation, Reply, answer_stream
+from .aggregate_hello import DISCOVERED, begin, unpack
 from .aggregate_lists import merged, owner_of_uri, remember, split_name
 from .aggregate_session import SessionStream, Subscriber, unsubscribe
 from .aggregate_streams import NOWHERE, Streams, listen
@@ -28,7 +28,6 @@ from .headers import check_body_headers
 from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, subject_of
 from .mcp import McpDoor, Visit
 from .mcpfacts import (
-    HANDSHAKE,
     HEADER_MISMATCH,
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -48,16 +47,7 @@ from .mcpfacts import (
 from .refusals import denied_body, failed_body, http_refusal, rpc_refusal
 from .siblings import Siblings
 
-SERVER_INFO: Final = {"name": "agenticmail-enterprise", "title": "AgenticMail Enterprise gateway", "version": "0.1.0"}
-CAPABILITIES: Final[dict[str, Any]] = {
-    "tools": {"listChanged": True}, "resources": {"listChanged": True, "subscribe": True},
-    "prompts": {"listChanged": True}, "completions": {}, "logging": {},
-}  # fmt: skip
-INSTRUCTIONS: Final = "Tools and prompts are named server__name. A refused call says why and names its decision."
-MAX_SESSION: Final = 2048
 MAX_CONVERSATIONS: Final = 5_000
-
-_said: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class AggregateDoor:
@@ -224,37 +214,17 @@ class AggregateDoor:
         return Conversation(visit.principal, MODERN, meta[META_CAPABILITIES], info if isinstance(info, dict) else {})
 
     def _initialize(self, visit: Visit, message: dict[str, Any]) -> RawResponse:
-        params = message.get("params") or {}
-        asked = params.get("protocolVersion")
-        version = asked if asked in HANDSHAKE else HANDSHAKE[0]
-        capabilities = params.get("capabilities")
-        info = params.get("clientInfo")
-        if not isinstance(capabilities, dict) or not isinstance(info, dict):
-            raise RpcError(INVALID_PARAMS, "initialize needs capabilities and clientInfo.", message["id"])
-        said = encode(
-            {
-                "v": version,
-                "c": capabilities,
-                "i": {"name": str(info.get("name", ""))[:64], "version": str(info.get("version", ""))[:32]},
-                "n": visit.id[-16:],
-                "w": self.siblings.worker,
-            }
-        )
-        if len(said) > MAX_SESSION:
-            raise RpcError(INVALID_PARAMS, "The capabilities are too large.", message["id"])
-        payload = base64.urlsafe_b64encode(said).decode().rstrip("=")
+        payload, result = begin(message, visit.id[-16:], self.siblings.worker)
         sealed = self.door.sessions.seal(visit.principal.org, visit.principal.agent_id, "", payload)
-        result = {
-            "protocolVersion": version,
-            "capabilities": CAPABILITIES,
-            "serverInfo": SERVER_INFO,
-            "instructions": INSTRUCTIONS,
-        }
         body = encode({"jsonrpc": "2.0", "id": message["id"], "result": result})
         return json_response(200, body, [(b"Mcp-Session-Id", sealed.encode())])
 
     async def _stream(self, visit: Visit) -> web.StreamResponse:
-        """The session's own stream. The stateless era has none, and a client of any era may look: no incident."""
+        """The session's own stream. The stateless era has none, and a client of any era may look: no incident.
+
+        A GET with a body is one: it is something else that was dressed up as a GET."""
+        if visit.request.content_length or visit.request.body_exists:
+            raise BadRequest("A GET has no body here.")
         if visit.modern or not visit.entry.text(b"mcp-session-id"):
             return http_refusal(MethodNotAllowed("Only a session has a stream here.", allow="POST"), visit.request_id)
         conversation = self._session(visit)
@@ -358,14 +328,7 @@ class AggregateDoor:
         if method == "ping" and not visit.modern:
             return {}
         if method == "server/discover":
-            return {
-                "supportedVersions": [MODERN],
-                "capabilities": CAPABILITIES,
-                "serverInfo": SERVER_INFO,
-                "instructions": INSTRUCTIONS,
-                "ttlMs": 0,
-                "cacheScope": "private",
-            }
+            return dict(DISCOVERED)
         if method == "logging/setLevel":
             await conversation.broadcast(method, params)
             return {}
@@ -454,11 +417,6 @@ class AggregateDoor:
     def _rpc_failure(rpc_id: Any, failure: RpcFailure) -> RawResponse:
         status = STATUS_OF.get(failure.error.get("code", 0), 200)
         return json_response(status, encode({"jsonrpc": "2.0", "id": rpc_id, "error": failure.error}))
-
-
-def unpack(payload: str) -> dict[str, Any]:
-    """What a session id says: `v` revision, `c` capabilities, `i` client, `w` worker, `n` what makes it unique."""
-    return _said(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
 
 
 def _decoded(body: bytes) -> dict[str, Any]:

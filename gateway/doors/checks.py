@@ -42,7 +42,7 @@ from .jsonrpc import ODD, RpcError, decode, encode
 from .turnaway import Turnaway
 
 MAX_BATCH: Final = 100
-MAX_OPEN: Final = 100_000
+MAX_OPEN: Final = 20_000
 """Checks waiting for their outcome report, per worker; the oldest beyond it are closed as `unknown`."""
 
 MAX_DRAFTS: Final = 10_000

@@ -50,7 +50,7 @@ class Siblings:
     def home(self, number: Any) -> int:
         """The worker of a session that was begun at worker `number`: that one, or, when there are fewer now, another,
         but the same for all."""
-        return self.worker
+        return number % self.count if isinstance(number, int) else 0
 
     async def start(self, handlers: dict[str, Handler]) -> None:
         """Serve the others: path -> handler. Raises SettingsError when the socket cannot be made."""

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from ...catalog.calls import Call, Verdict, decode_object
 from ...catalog.errors import JournalFull
-from ...catalog.ids import new_id
+from ...catalog.ids import CALL_PREFIX, uuid7
 from ..drafts import Draft
 from ..lane import Known, Lane, LaneRequest
 from ..pool import Answer, Begun
@@ -95,7 +95,11 @@ class Straight:
         rpc_id, name, raw = match.group("id", "name", "args")
         who, now = entry.principal, time.time()
         live = door.upstreams.get(who.org, entry.server)
-        if type(live) is not Live or (self._said is not None and self._said != name) or who.expired(now):
+        if (
+            type(live) is not Live
+            or (self._said is not None and self._said != name)
+            or (who.expires_at and who.expired(now))
+        ):
             return False
         try:
             args = decode_object(raw)
@@ -108,10 +112,9 @@ class Straight:
         route = self._routes.get(name)
         if route is None or route.live is not live:
             route = self._route(name, live)
-        call_id = new_id("call")
+        call_id = uuid7(CALL_PREFIX)
         call = Call(
-            who, route.tool, raw, id=call_id, at=now, upstream=live.name, ip=lane.remote, request_id=call_id,
-            trace_id=call_id[-32:], args=args,
+            who, route.tool, raw, call_id, now, "mcp", live.name, lane.remote, call_id, call_id[-32:], args,
         )  # fmt: skip
         verdict = door.chain.decide(call)
         if verdict is None:

@@ -22,7 +22,7 @@ from tests.docs.story import Story
 
 README = Page.read("README.md")
 BLOCKS = README.blocks()
-MCP_DOORS = {"POST /mcp", "DELETE /mcp", "POST /mcp/{server}", "GET /mcp/{server}", "DELETE /mcp/{server}"}
+MCP_DOORS = {f"{method} /mcp{server}" for method in ("GET", "POST", "DELETE") for server in ("", "/{server}")}
 HOT = MCP_DOORS | {"GET /health", "GET /ready", "GET /metrics"}
 """What the edge serves besides the operations."""
 

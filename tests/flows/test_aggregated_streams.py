@@ -373,7 +373,9 @@ async def test_looking_for_a_stream_where_there_is_none_is_answered_and_no_incid
         assert (await house.send("GET", "/mcp", key="ek_nobody")).status == 401
         assert (await house.call(key, "/mcp", "x")).status == 400
         assert len(await house.nobodys(1)) == 1
-        assert [r.code for r in await house.records(1)] == ["BAD_REQUEST"]
+        at = await session(house, key)
+        assert (await house.send("GET", "/mcp", key=key, headers=at, body=listen())).status == 400
+        assert [r.code for r in await house.records(2)] == ["BAD_REQUEST", "BAD_REQUEST"]
 
 
 async def test_a_subscription_that_the_server_does_not_offer_is_refused(tmp_path: Path) -> None:

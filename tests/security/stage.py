@@ -96,13 +96,14 @@ class Stage:
             try:
                 for piece in pieces:
                     sock.sendall(piece)
-                self._hear(sock, own, got)
+                self._hear(sock, own, got, stream=b"GET /mcp " in b"".join(pieces))
             except ConnectionError:
                 pass
         self.run(self._until(lambda: not self._connections(own) and self._settled()))
         return asyncio.run(_parse(bytes(got)))
 
-    def _hear(self, sock: socket.socket, own: int, got: bytearray) -> None:
+    def _hear(self, sock: socket.socket, own: int, got: bytearray, *, stream: bool) -> None:
+        """`stream`: a session's own stream may open, which rests only when its client leaves: so we do."""
         end = time.monotonic() + LIMIT
         resting = False
         while True:
@@ -112,6 +113,9 @@ class Stage:
                 data = sock.recv(65536)
             except (TimeoutError, BlockingIOError):
                 if resting:
+                    return
+                if stream and _endless(got):
+                    got += b"0\r\n\r\n"
                     return
                 assert time.monotonic() < end, f"no end and no rest; so far {bytes(got)!r}"
                 resting = _unsent(sock) == 0 and self.run(self._resting(own))
@@ -204,6 +208,12 @@ def _working(protocol: Any) -> bool:
         return protocol._task is not None and not protocol._task.done() and protocol._busy
     task = protocol._task_handler
     return protocol._current_request is not None and task is not None and not task.done()
+
+
+def _endless(got: bytearray) -> bool:
+    """Whether the last answer so far is an event stream that stays open."""
+    last = bytes(got).rpartition(b"HTTP/1.1 ")[2]
+    return b"\r\nContent-Type: text/event-stream\r\n" in last and not last.endswith(b"0\r\n\r\n")
 
 
 async def _parse(data: bytes) -> list[Reply]:

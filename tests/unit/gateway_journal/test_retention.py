@@ -1,4 +1,4 @@
-"""Old records go, the chain stays provable; nothing that is drained meanwhile is hit, and a kill half-way is mended."""
+"""Old records go, the chain stays provable, and a kill half-way is mended."""
 
 from __future__ import annotations
 
@@ -70,24 +70,6 @@ async def test_a_call_that_began_early_and_ended_late_stays_until_all_before_it_
     assert (await verify(store, ORG)).ok
 
 
-async def test_an_old_record_that_is_drained_during_the_cut_stays(store: MemoryStore) -> None:
-    await grow(store, *range(10, 20), 500)
-
-    class Busy:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-        async def prune(self, *args: Any) -> int:
-            if len(await seqs(store)) == 11:
-                await grow(store, 5)  # a worker's spool that was left for long, drained right now
-            return await store.prune(*args)
-
-    assert (await prune(Busy(), ORG, 100, by="ana", clock=clock)).pruned == 10
-    assert await seqs(store) == [11, 12]
-    report = await verify(store, ORG)
-    assert (report.ok, report.checked) == (True, 2)
-
-
 async def test_a_whole_chain_may_go_and_a_new_record_follows(store: MemoryStore) -> None:
     await grow(store, 10, 11, 12)
     assert (await prune(store, ORG, 100, by="ana", clock=clock)).pruned == 3
@@ -98,8 +80,7 @@ async def test_a_whole_chain_may_go_and_a_new_record_follows(store: MemoryStore)
     assert (report.ok, report.checked, report.head_seq) == (True, 1, 4)
 
 
-@pytest.mark.parametrize("when", ["append", "prune"])
-async def test_killed_half_way_it_still_verifies_and_the_next_cut_cleans_up(store: MemoryStore, when: str) -> None:
+async def test_killed_half_way_it_still_verifies_and_the_next_cut_cleans_up(store: MemoryStore) -> None:
     await grow(store, *range(10, 30))
 
     class Dying:
@@ -107,7 +88,7 @@ async def test_killed_half_way_it_still_verifies_and_the_next_cut_cleans_up(stor
             async def die(*_: Any) -> None:
                 raise StoreUnavailable
 
-            return die if name == when else getattr(store, name)
+            return die if name == "prune" else getattr(store, name)
 
     with pytest.raises(StoreUnavailable):
         await prune(Dying(), ORG, 15, by="ana", clock=clock)
@@ -143,7 +124,7 @@ async def test_dry_run_and_dates(store: MemoryStore) -> None:
     tried = await prune(store, ORG, 15, by="ana", clock=clock, dry_run=True)
     assert (tried.pruned, tried.anchor) == (5, None)
     assert len(await seqs(store)) == 20
-    for wrong in (0, -1, int(NOW * 1000) + 1):
+    for wrong in (0, -1, int(NOW * 1000) - 3_600_000, int(NOW * 1000) + 1):
         with pytest.raises(ValidationFailed):
             await prune(store, ORG, wrong, by="ana", clock=clock)
     assert (await prune(store, "org_nobody", 15, by="ana", clock=clock)).pruned == 0
