@@ -18,7 +18,6 @@ from ...catalog.errors import (
     Unauthenticated,
 )
 from ...catalog.records import SessionKind, User
-from ...gateway.people.crosssite import check_same_origin
 from ...gateway.people.directory import Email, Password, PersonName
 from ...gateway.people.signin import Attempt, SignedIn
 from ...gateway.people.tokens import DEVICE_SECONDS
@@ -250,7 +249,7 @@ async def login_link(ctx: Context, body: LinkIn) -> Reply:
 )  # fmt: skip
 async def open_session(ctx: Context, body: LoginIn) -> Reply:
     """Sign in for pages: a cookie that no script can read, taken from pages of this origin only."""
-    check_same_origin(ctx.headers)
+    ctx.runtime.people.who.check_page(ctx.headers)
     return _page(ctx, await _with_password(ctx, body, "page"))
 
 
@@ -261,7 +260,7 @@ async def open_session(ctx: Context, body: LoginIn) -> Reply:
 )  # fmt: skip
 async def open_session_second_factor(ctx: Context, body: CodeIn) -> Reply:
     """The second step of signing in for pages."""
-    check_same_origin(ctx.headers)
+    ctx.runtime.people.who.check_page(ctx.headers)
     return _page(ctx, await _with_code(ctx, body, "page"))
 
 
@@ -272,7 +271,7 @@ async def open_session_second_factor(ctx: Context, body: CodeIn) -> Reply:
 )  # fmt: skip
 async def open_session_link(ctx: Context, body: LinkIn) -> Reply:
     """Sign in for pages with a one-time link. The page asks first: a link that is merely fetched does nothing."""
-    check_same_origin(ctx.headers)
+    ctx.runtime.people.who.check_page(ctx.headers)
     return _page(ctx, await _with_link(ctx, body, "page"))
 
 

@@ -18,13 +18,14 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OURS: Final = frozenset({"same-origin", "none"})
 
 
-def check_same_origin(headers: Mapping[str, str]) -> None:
-    """Raises CrossSite unless the request comes from a page of the host that it is sent to."""
+def check_same_origin(headers: Mapping[str, str], public_url: str = "") -> None:
+    """Raises CrossSite unless the request comes from a page of the host that it is sent to, or of `public_url`: a proxy
+    in front may send another Host on than the one that the browser knows."""
     site = headers.get("Sec-Fetch-Site")
     origin = headers.get("Origin")
     if site is not None and site.strip().lower() not in _OURS:
         raise CrossSite
-    if origin is not None:
+    if origin is not None and (not public_url or origin.lower() != public_url.lower()):
         scheme, mark, host = origin.partition("://")
         if not mark or scheme.lower() not in {"http", "https"} or host.lower() != headers.get("Host", "").lower():
             raise CrossSite

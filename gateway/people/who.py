@@ -65,7 +65,7 @@ class Who:
         if not cookie or "X-API-Key" in headers or "Authorization" in headers:
             return await self._keys.resolve(headers, ip)
         if method not in SAFE_METHODS:
-            check_same_origin(headers)
+            self.check_page(headers)
         return await self.page(cookie)
 
     async def bearer(self, token: str) -> Person:
@@ -93,6 +93,10 @@ class Who:
             user.org, user.id, user.role, ROLE_SCOPES[user.role], session_id=session.id, email=user.email,
             name=user.name, limited=limited,
         )  # fmt: skip
+
+    def check_page(self, headers: Mapping[str, str]) -> None:
+        """Raises CrossSite unless one of our own pages sent this."""
+        check_same_origin(headers, self._settings.public_url)
 
     # -- cookies -------------------------------------------------------------------------------------------------
     def _secure(self, headers: Mapping[str, str]) -> bool:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from agenticmail_enterprise.catalog.errors import CrossSite
 from agenticmail_enterprise.catalog.ids import new_id
 from agenticmail_enterprise.catalog.records import AUDIT, COMPANIES, AuditEntry
 from agenticmail_enterprise.gateway.people import totp
+from agenticmail_enterprise.gateway.people.crosssite import check_same_origin
 
 from .conftest import PASSWORD
 
@@ -116,6 +118,18 @@ async def test_a_change_with_a_cookie_comes_from_our_own_pages_only(
         entry = (await site.audit("-"))[-1]
         assert (entry.action, entry.outcome, entry.details["code"]) == ("agent.create", "refused", "CROSS_SITE")
     assert (await site.call("GET", "/api/agents", key="", headers={**cookie, **filled})).status == 200
+
+
+def test_behind_a_proxy_that_sends_another_host_on_the_public_url_is_ours() -> None:
+    public = "https://gateway.acme.test"
+    sent_on = {"Host": "10.0.0.7:3000", "Origin": public, "Sec-Fetch-Site": "same-origin"}
+    check_same_origin(sent_on, public)
+    for headers, url in (
+        (sent_on, ""), (sent_on, "https://other.acme.test"), ({**sent_on, "Sec-Fetch-Site": "same-site"}, public),
+        ({**sent_on, "Origin": f"{public}.evil.example"}, public), ({**sent_on, "Origin": "http://gateway.acme.test"}, public),
+    ):  # fmt: skip
+        with pytest.raises(CrossSite):
+            check_same_origin(headers, url)
 
 
 async def test_another_sites_page_cannot_sign_a_browser_in_either(site: Any) -> None:
