@@ -456,6 +456,3 @@ class Lane(asyncio.Protocol):
     def retire(self) -> None:
         if not self._busy and self.transport is not None:
             self.transport.close()
-
-
-__all__ = ["Known", "Lane", "LaneRequest", "Lanes", "learn"]
