@@ -11,6 +11,8 @@
 * `audit`: who did what, and who was refused.
 * `openapi`: the document, made of the table; `examples`: the ids its examples speak of.
 
+* `middleware`: what the gateway's edge does, exported for servers of one's own.
+
 Who may do what stands in `gateway.scopes`. An operation names one scope; a key must hold it (or `*`), a person's role
 must have it. Agents' keys hold `gateway:call` and open nothing here. A key with `keys:create` makes lesser keys only:
 scopes from its own without `keys:create` and `*`, expiry and addresses within its own.

@@ -35,18 +35,26 @@ class AuditTrail:
         """A mutation succeeded."""
         await self._write(ctx.principal, ctx.operation.audit, ctx.resource, ctx.details, ctx.ip, ctx.request_id)
 
+    async def noted(self, ctx: Context, action: str, org: str, resource: str) -> None:
+        """Something that a stranger asked for came about, in an organisation."""
+        if self._room_for_stranger():
+            await self._write(None, action, resource, ctx.details, ctx.ip, ctx.request_id, about=org)
+        else:
+            self._metrics.fault("audit_strangers")
+
     async def refused(
         self, operation: Operation, principal: Principal | None, error: EnterpriseError, *, resource: str, ip: str,
-        request_id: str,
+        request_id: str, about: str = "",
     ) -> None:  # fmt: skip
-        """Somebody was not allowed, or a mutation failed. Nothing is written for a failed read."""
+        """Somebody was not allowed, or a mutation failed. Nothing is written for a failed read. `about`: in whose
+        organisation, where nobody is signed in but it is known whom the attempt was about."""
         if not operation.audit and error.status not in {401, 403}:
             return
         if principal is None and not self._room_for_stranger():
             self._metrics.fault("audit_strangers")
             return
         action = operation.audit or f"{operation.tag}.read"
-        await self._write(principal, action, resource, refusal(error), ip, request_id, refused=True)
+        await self._write(principal, action, resource, refusal(error), ip, request_id, refused=True, about=about)
 
     def _room_for_stranger(self) -> bool:
         minute = int(self._clock() // 60)
@@ -57,9 +65,9 @@ class AuditTrail:
 
     async def _write(
         self, principal: Principal | None, action: str, resource: str, details: dict[str, str], ip: str,
-        request_id: str, *, refused: bool = False,
+        request_id: str, *, refused: bool = False, about: str = "",
     ) -> None:  # fmt: skip
         await self._trail.write(
-            principal.org if principal else GLOBAL, principal.key_id if principal else ANONYMOUS, action, resource,
-            details, ip=ip, request_id=request_id, refused=refused,
+            principal.org if principal else about or GLOBAL, (principal.key_id if principal else "") or ANONYMOUS,
+            action, resource, details, ip=ip, request_id=request_id, refused=refused,
         )  # fmt: skip

@@ -12,12 +12,23 @@ from typing import Any, Final, Literal
 import msgspec
 
 from ..catalog.errors import Conflict, Stale
-from ..catalog.records import AGENTS, KEYS, PROFILES, TOOLS, UPSTREAMS, ProfileRecord
+from ..catalog.records import (
+    AGENTS,
+    COMPANIES,
+    KEYS,
+    PROFILES,
+    TOOLS,
+    UPSTREAMS,
+    USERS,
+    Company,
+    ProfileRecord,
+)
 from ..catalog.store import Delete, Entity, Increment, Insert, Query, Record, Replace, Store, Write
 from ..gateway.accounts import Accounts
 from ..gateway.metrics import Metrics
 from ..gateway.registry import Registry
 from ..gateway.settings import Settings
+from ..gateway.upstream_spec import KEPT
 from ..gateway.vault import Vault
 from . import show
 from .operation import ListingReport, Resolver, Runtime
@@ -125,9 +136,13 @@ def _profile(record: ProfileRecord) -> dict[str, Any]:
     return {"name": record.name, "preset": record.preset or None, "profile": show.in_full(record.spec)}
 
 
+def _company(record: Company) -> dict[str, Any]:
+    return {**msgspec.to_builtins(record), "secrets": dict.fromkeys(record.secrets, KEPT)}
+
+
 VIEWS: Final[Mapping[str, Callable[[Any], Any]]] = {
     AGENTS.name: show.agent, KEYS.name: lambda record: show.key(record, record.updated_at), PROFILES.name: _profile,
-    UPSTREAMS.name: show.upstream, TOOLS.name: show.upstream_tool,
+    UPSTREAMS.name: show.upstream, TOOLS.name: show.upstream_tool, USERS.name: show.user, COMPANIES.name: _company,
 }  # fmt: skip
 """How records are shown; one that is not here is nobody's concern (counters)."""
 
@@ -160,3 +175,4 @@ class TrialRuntime:
         self.accounts = Accounts(self.store)
         self.registry = Registry(self.store, real.vault)
         self.upstreams = _Upstreams()
+        self.people = real.people.over(self.store, self.accounts)

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from ..catalog.calls import Principal
+from ..catalog.calls import Person, Principal
 from ..catalog.errors import (
     BadRequest,
     BodyTooLarge,
@@ -31,7 +31,7 @@ from ..catalog.errors import (
 )
 from ..catalog.ids import new_id
 from ..catalog.store import GLOBAL
-from ..gateway.scopes import covers
+from ..gateway.scopes import admit
 from ..gateway.wire import RawResponse, read_body
 from . import patching
 from .api import OPERATIONS
@@ -39,10 +39,10 @@ from .audit import AuditTrail
 from .dryrun import TrialOut, TrialRuntime
 from .limits import ApiLimits
 from .openapi import document
-from .operation import Context, Operation, Reply, Runtime, etag, etags
+from .operation import Context, Download, Operation, Reply, Runtime, etag, etags
 from .replays import HEADER as IDEMPOTENCY
 from .replays import Replays, without
-from .responses import PROBLEM, answer, failure, success
+from .responses import PROBLEM, answer, failure, stream, success
 from .router import Router
 from .validate import convert, convert_query, decode
 
@@ -67,7 +67,7 @@ SINGLE: Final = (
 class Visit:
     """One request on its way: what is known of it so far, for the answer and the audit."""
 
-    __slots__ = ("content", "dry", "headers", "id", "ip", "operation", "principal", "request", "resource")
+    __slots__ = ("content", "ctx", "dry", "headers", "id", "ip", "operation", "principal", "request", "resource")
 
     def __init__(self, request: web.BaseRequest) -> None:
         self.request = request
@@ -76,6 +76,7 @@ class Visit:
         self.ip = request.remote or ""
         self.operation: Operation | None = None
         self.principal: Principal | None = None
+        self.ctx: Context | None = None
         self.resource = ""
         #: Query and body as they came, for the fingerprint of an Idempotency-Key.
         self.content = b""
@@ -110,7 +111,7 @@ class Admin:
             response.force_close()  # the body was not read: what follows on this connection is not a request
         return response
 
-    async def _respond(self, visit: Visit) -> RawResponse:
+    async def _respond(self, visit: Visit) -> web.StreamResponse:
         request = visit.request
         _check_single(request)
         route, variables = self._router.route(request.rel_url.raw_path)
@@ -122,16 +123,15 @@ class Admin:
             return await self._serve_document(visit)
         if operation.handler is None:
             raise BadRequest("This path is served as it is written, without parameters.")
-        principal = visit.principal = await self._runtime.identity.resolve(request.headers, visit.ip)
-        if not covers(principal.scopes, operation.scope):
-            raise Forbidden(f"This API key lacks the scope {operation.scope}.", scope=operation.scope)
-        visit.headers = self._limits.charge(principal)
+        principal = await self._admitted(visit, operation)
         pairs = self._taken(visit, operation)
         trial = TrialRuntime(self._runtime) if visit.dry else None
         if_match = request.headers.get("If-Match")
-        ctx = Context(
-            trial or self._runtime, operation, principal, variables, request_id=visit.id, ip=visit.ip, if_match=if_match
+        ctx = visit.ctx = Context(
+            trial or self._runtime, operation, principal, variables, request_id=visit.id, ip=visit.ip,
+            if_match=if_match, headers=request.headers,
         )  # fmt: skip
+        ctx.note = partial(self._audit.noted, ctx)
         none_match = request.headers.get("If-None-Match")
         tags = etags(none_match) if none_match is not None else None
         arguments = await self._arguments(visit, ctx, pairs)
@@ -141,13 +141,28 @@ class Admin:
             result: Any = _told(trial, operation, await self._call(ctx, operation, arguments))
         else:
             result = await self._run(visit, ctx, arguments)
+        if isinstance(result, Download):
+            return await stream(request, result, visit.id, visit.headers)
         return success(operation, result, visit.id, tags, visit.headers)
+
+    async def _admitted(self, visit: Visit, operation: Operation) -> Principal:
+        """Who sends this, and may: the one place that asks. Raises Unauthenticated, Forbidden, CrossSite."""
+        if operation.public:
+            return NOBODY  # how often strangers may try is the operation's own matter
+        request = visit.request
+        principal = visit.principal = await self._runtime.people.who.resolve(request.method, request.headers, visit.ip)
+        if not operation.person:
+            admit(principal, operation.scope)
+        elif not isinstance(principal, Person):
+            raise Forbidden("This is for people who signed in, not for API keys.")
+        visit.headers = self._limits.charge(principal)
+        return principal
 
     @staticmethod
     def _taken(visit: Visit, operation: Operation) -> list[tuple[str, str]]:
         """The query parameters that are the operation's own. BadRequest, ValidationFailed."""
         pairs = _query(visit.request)
-        if operation.audit:
+        if operation.repeatable:
             tried = [value for name, value in pairs if name == DRY_RUN]
             if tried and tried not in (["true"], ["false"]):
                 raise ValidationFailed([(f"/{DRY_RUN}", "type", f"{DRY_RUN} is true or false, once.")])
@@ -196,7 +211,7 @@ class Admin:
             return await self._call(ctx, operation, arguments)
         work: Callable[[], Coroutine[Any, Any, Any]] = partial(self._change, ctx, operation, arguments)
         key = visit.request.headers.get(IDEMPOTENCY)
-        if key is not None and operation.method in {"POST", "PATCH"}:
+        if key is not None and operation.repeatable and operation.method in {"POST", "PATCH"}:
             work = partial(self._replays.run, ctx, key, visit.content, work)
         task = asyncio.get_running_loop().create_task(work())
         self._changing.add(task)
@@ -222,9 +237,11 @@ class Admin:
         if error.status >= 500:
             log.warning("admin_request_not_served", request_id=visit.id, code=error.code, reason=error.message)
         if visit.operation is not None:
+            ctx = visit.ctx
             await self._audit.refused(
-                visit.operation, visit.principal, error, resource=visit.resource, ip=visit.ip, request_id=visit.id
-            )
+                visit.operation, visit.principal, error, resource=(ctx.resource if ctx else "") or visit.resource,
+                ip=visit.ip, request_id=visit.id, about=ctx.about if ctx else "",
+            )  # fmt: skip
         problem = PROBLEM in visit.request.headers.get("Accept", "").lower()
         return failure(error, visit.id, problem=problem, path=visit.request.rel_url.raw_path[:200],
                        headers=visit.headers)  # fmt: skip

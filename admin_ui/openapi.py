@@ -24,12 +24,13 @@ from ..catalog.errors import (
     UnsupportedMedia,
     ValidationFailed,
 )
+from ..gateway.people.who import COOKIE
 from ..gateway.scopes import ROLE_SCOPES, SCOPES
 from .dryrun import TrialOut
 from .operation import Operation
 
 REF: Final = "#/components/schemas/{name}"
-SECURITY: Final[list[dict[str, list[str]]]] = [{"ApiKey": []}, {"Bearer": []}]
+SECURITY: Final[list[dict[str, list[str]]]] = [{"ApiKey": []}, {"Bearer": []}, {"Session": []}]
 
 DESCRIPTION: Final = """\
 The API of an AgenticMail Enterprise gateway: what agents are, what they may do, and what they did.
@@ -51,6 +52,9 @@ TAGS: Final = {
     "checks": "For tools that an agent runs itself: ask before, report after. Same policy, same record.",
     "calls": "The record of calls.",
     "audit": "Who changed what.",
+    "auth": "Signing in and out, and one's own affairs: password, second factor, sessions.",
+    "users": "The people of the organisation, and what they may do.",
+    "company": "What the organisation has set for itself, and how much of everything it has.",
     "meta": "About this API.",
 }
 
@@ -95,7 +99,8 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     """The document. ValueError when a tag is not described here."""
     types: set[Any] = {Failure, Meta, TrialOut}
     for operation in operations:
-        types |= {kind for kind in (*_bodies(operation), operation.returns, operation.query) if kind is not None}
+        returns = None if operation.download else operation.returns
+        types |= {kind for kind in (*_bodies(operation), returns, operation.query) if kind is not None}
     ordered = sorted(types, key=lambda kind: str(kind.__name__))
     schemas, components = msgspec.json.schema_components(ordered, ref_template=REF)
     schema_of = dict(zip(ordered, schemas, strict=True))
@@ -125,10 +130,13 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
 
 
 def _security() -> dict[str, Any]:
-    about = "An API key, `ek_...`."
+    key = "An API key, `ek_...`."
+    either = "An API key, or the access token of POST /auth/login."
+    page = "A page's session, of POST /auth/session. Changes must come from a page of this origin."
     return {
-        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": about},
-        "Bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "ek_", "description": about},
+        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": key},
+        "Bearer": {"type": "http", "scheme": "bearer", "description": either},
+        "Session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": page},
     }
 
 
@@ -155,6 +163,9 @@ def _operation(operation: Operation, schema_of: dict[Any, Any], components: dict
     }
     if operation.public:
         entry["security"] = []
+    elif operation.person:
+        entry["security"] = [{"Session": []}, {"Bearer": []}]
+        entry["x-person"] = True
     else:
         entry["x-scope"] = operation.scope
         entry["x-role"] = operation.role
@@ -203,12 +214,12 @@ def _headers(operation: Operation) -> list[dict[str, Any]]:
         {"name": name, "in": "header", "required": name == "If-Match" and operation.precondition,
          "schema": {"type": "string"}, "description": text}
         for name, (methods, text) in HEADERS.items()
-        if operation.method in methods and (name == "If-Match" or operation.audit)
+        if operation.method in methods and (name == "If-Match" or operation.repeatable)
     ]  # fmt: skip
 
 
 def _dry_run(operation: Operation) -> list[dict[str, Any]]:
-    if not operation.audit or operation.served_by != "admin":
+    if not operation.repeatable or operation.served_by != "admin":
         return []
     text = "Tell what would change, and change nothing."
     return [{"name": "dry_run", "in": "query", "required": False, "schema": {"type": "boolean"}, "description": text}]
@@ -219,7 +230,7 @@ def _success(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
         schema = {"type": "object", "required": ["openapi", "paths"]}
         return {"200": {"description": operation.summary, "content": {"application/json": {"schema": schema}}}}
     found = _done(operation, schema_of)
-    if operation.audit and operation.served_by == "admin":
+    if operation.repeatable and operation.served_by == "admin":
         tried = {"type": "object", "required": ["data"], "properties": {"data": schema_of[TrialOut]}}
         if operation.status != 200:
             found["200"] = {"description": "A dry run.", "content": {"application/json": {"schema": tried}}}
@@ -232,6 +243,9 @@ def _success(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
 def _done(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if operation.returns is None:
         return {str(operation.status): {"description": "Done."}}
+    if operation.download:
+        kinds = {kind: {"schema": {"type": "string"}} for kind in operation.returns}
+        return {"200": {"description": operation.summary, "content": kinds}}
     item = schema_of[operation.returns]
     if operation.listing:
         data: dict[str, Any] = {"type": "array", "items": item}
@@ -262,11 +276,11 @@ def errors_of(operation: Operation) -> list[type[EnterpriseError]]:
         errors.append(NotFound)
     if _bodies(operation):
         errors += [InvalidJson, BodyTooLarge, UnsupportedMedia]
-    if _bodies(operation) or operation.query is not None or operation.audit:
+    if _bodies(operation) or operation.query is not None or operation.repeatable:
         errors.append(ValidationFailed)
     if operation.precondition:
         errors.append(PreconditionRequired)
-    if operation.audit and operation.method in {"POST", "PATCH"} and operation.served_by == "admin":
+    if operation.repeatable and operation.method in {"POST", "PATCH"} and operation.served_by == "admin":
         errors += [KeyReused, InFlight]
     return [*dict.fromkeys([*errors, *operation.errors])]
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+from aiohttp import web
 
 from ..catalog.errors import EnterpriseError
 from ..catalog.records import Replay
-from ..gateway.wire import RawResponse, encode_headers, status_line
+from ..gateway.wire import RawResponse, RawStream, encode_headers, status_line
 from .dryrun import TrialOut
-from .operation import Listing, Operation, Reply, etag
+from .operation import Download, Listing, Operation, Reply, etag
 from .replays import REPLAYED, Replayed
 
 REALM: Final = 'Bearer realm="agenticmail-enterprise"'
@@ -33,19 +34,52 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def answer(
     status: int, body: bytes, request_id: str, *, extra: dict[str, str] | None = None, cache: str = "no-store",
-    content_type: str = "application/json",
+    content_type: str = "application/json", cookies: tuple[str, ...] = (),
 ) -> RawResponse:  # fmt: skip
     """A whole answer with the headers that all have."""
-    headers = [
+    headers = _headers(request_id, extra or {}, cache, cookies)
+    if body:
+        headers.append((b"Content-Type", content_type.encode()))
+    return RawResponse(status, status_line(status) + encode_headers(headers), body)
+
+
+def _headers(request_id: str, extra: dict[str, str], cache: str, cookies: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
+    return [
         *SECURITY,
         (b"Cache-Control", cache.encode()),
         (b"X-Request-Id", request_id.encode()),
         (b"API-Version", API_VERSION),
-        *((name.encode(), value.encode("latin-1", "replace")) for name, value in (extra or {}).items()),
+        *((name.encode(), value.encode("latin-1", "replace")) for name, value in extra.items()),
+        *((b"Set-Cookie", cookie.encode("latin-1", "replace")) for cookie in cookies),
     ]
-    if body:
-        headers.append((b"Content-Type", content_type.encode()))
-    return RawResponse(status, status_line(status) + encode_headers(headers), body)
+
+
+async def stream(
+    request: web.BaseRequest, download: Download, request_id: str, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """A file as it is made. What fails before its first part is an error like any other; later the connection breaks
+    off, so that nobody takes half a file for a whole one."""
+    first = await anext(aiter(download.parts), b"")
+    extra = {
+        **headers,
+        "Content-Type": download.content_type,
+        "Content-Disposition": f'attachment; filename="{download.filename}"',
+    }
+    response = RawStream(request, 200, _headers(request_id, extra, "no-store", ()))
+    await response.start()
+    if request.method == "HEAD":
+        response.force_close()
+        return response
+    try:
+        await response.write(first)
+        async for part in download.parts:
+            await response.write(part)
+        await response.finish()
+    except EnterpriseError:
+        if request.transport is not None:
+            request.transport.abort()
+        response.force_close()
+    return response
 
 
 def success(
@@ -68,7 +102,8 @@ def success(
         extra["ETag"] = etag(result.version)
         if none_match is not None and ("*" in none_match or extra["ETag"] in _weakly(none_match)):
             return answer(304, b"", request_id, extra=extra)
-    return answer(operation.status, _encode({"data": result.value}), request_id, extra=extra)
+    body = _encode({"data": result.value})
+    return answer(operation.status, body, request_id, extra=extra, cookies=result.cookies)
 
 
 def _again(record: Replay, request_id: str, extra: dict[str, str]) -> RawResponse:

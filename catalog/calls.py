@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from .profiles import Risk, SideEffect
-from .records import AgentStatus, Door, Effect
+from .records import AgentStatus, Door, Effect, Role
 
 Code = Literal[
     "ALLOWED", "AGENT_SUSPENDED", "AGENT_ARCHIVED", "NO_PROFILE", "TOOL_UNKNOWN", "TOOL_DENIED", "TOOL_NOT_GRANTED",
@@ -81,6 +81,29 @@ class Principal:
     def expired(self, now: float) -> bool:
         """Whether the key has run out at `now` (UNIX seconds)."""
         return self.expires_at != 0 and self.expires_at <= now * 1000
+
+
+class Person(Principal):
+    """Somebody who signed in. `key_id` is the user's id, so that records name who did it; `scopes` are the role's, as
+    they are at this request. A `Person` is made for one request and never kept."""
+
+    __slots__ = ("email", "limited", "name", "role", "session_id")
+
+    def __init__(
+        self, org: str, user_id: str, role: Role, scopes: frozenset[str], *, session_id: str, email: str = "",
+        name: str = "", limited: bool = False,
+    ) -> None:  # fmt: skip
+        """`limited`: the organisation asks for a second factor and there is none yet, so only own affairs are open."""
+        super().__init__(org, "", "", user_id, scopes=() if limited else tuple(scopes))
+        self.role: Role = role
+        self.session_id = session_id
+        self.email = email
+        self.name = name
+        self.limited = limited
+
+    @property
+    def user_id(self) -> str:
+        return self.key_id
 
 
 _EMPTY: Final[dict[str, Any]] = {}

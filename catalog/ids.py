@@ -12,7 +12,7 @@ from typing import Final
 
 PREFIXES: Final = {
     "org": "org", "user": "usr", "agent": "agt", "profile": "prf", "key": "key", "upstream": "ups",
-    "tool": "tol", "call": "dec", "audit": "aud", "request": "req",
+    "tool": "tol", "call": "dec", "audit": "aud", "request": "req", "session": "ses", "ticket": "tkt",
     "anchor": "anc", "replay": "idm",
 }  # fmt: skip
 

@@ -18,6 +18,9 @@ UpstreamKind = Literal["mcp_http", "mcp_stdio"]
 ToolKind = Literal["tool", "resource", "template", "prompt"]
 PinPolicy = Literal["flag", "hold"]
 Role = Literal["viewer", "member", "admin", "owner"]
+UserStatus = Literal["active", "suspended"]
+SessionKind = Literal["token", "page"]
+TicketPurpose = Literal["invite", "reset", "sign_in"]
 Effect = Literal["allow", "deny", "hold"]
 Outcome = Literal["ok", "error", "denied", "held", "not_sent", "timeout", "broken", "cancelled", "unknown"]
 Door = Literal["mcp", "checks"]
@@ -31,12 +34,15 @@ class Org(Record, kw_only=True, omit_defaults=True):
 
 
 class User(Record, kw_only=True, omit_defaults=True):
-    """A person. `password_hash` is Argon2id in PHC format. E-mail is stored lower-cased."""
+    """A person. `password_hash` is Argon2id in PHC format, "" until one is set. E-mail is stored lower-cased."""
 
     email: str = ""
     name: str = ""
     role: Role = "viewer"
     password_hash: str = ""
+    status: UserStatus = "active"
+    password_at: int = 0
+    created_by: str = ""
 
 
 class Agent(Record, kw_only=True, omit_defaults=True):
@@ -195,7 +201,8 @@ class Epoch(Record, kw_only=True, omit_defaults=True):
 
 
 class AuditEntry(Record, kw_only=True, omit_defaults=True):
-    """One mutation, refusal or sign-in in the admin module. `at` in milliseconds."""
+    """One mutation, refusal or sign-in in the admin module. `at` in milliseconds. `actor` is the id of a key or of a
+    person (`usr_...`), `anonymous`, or where the command line did it, `cli`."""
 
     at: int = 0
     actor: str = ""
@@ -232,8 +239,72 @@ class Replay(Record, kw_only=True, omit_defaults=True):
     ends_at: int = 0
 
 
+class Session(Record, kw_only=True, omit_defaults=True):
+    """One sign-in of a person; it ends when this record goes. Secrets are kept as SHA-256 (hex) only.
+
+    `lookup` finds it: of kind `token` by the part of the refresh token that stays, of kind `page` by the cookie.
+    `current` is the refresh secret that is valid now; whoever shows an older one has stolen it, or was stolen from.
+    """
+
+    user_id: str = ""
+    kind: SessionKind = "token"
+    lookup: str = ""
+    current: str = ""
+    expires_at: int = 0
+    seen_at: int = 0
+    ip: str = ""
+    agent: str = ""
+    method: str = ""
+
+
+class SecondFactor(Record, kw_only=True, omit_defaults=True):
+    """A person's TOTP (RFC 6238); `id` is the user's. `secret` and `pending` are sealed; `on_at` 0: not switched on.
+    `last_step`: the time step of the last code taken. `recovery`: SHA-256 (hex) of the unused recovery codes."""
+
+    secret: str = ""
+    pending: str = ""
+    on_at: int = 0
+    last_step: int = 0
+    recovery: tuple[str, ...] = ()
+
+
+class Ticket(Record, kw_only=True, omit_defaults=True):
+    """A one-time link: whoever has it may do what `purpose` says, once, for this person. Kept as SHA-256 (hex)."""
+
+    user_id: str = ""
+    purpose: TicketPurpose = "reset"
+    digest: str = ""
+    expires_at: int = 0
+    created_by: str = ""
+
+
+class Roster(Record, kw_only=True, omit_defaults=True):
+    """Guards that an organisation keeps an owner: whoever takes one away replaces this, so two at once collide.
+    `id == "owners"`; `changes` counts."""
+
+    changes: int = 0
+
+
+class Company(Record, kw_only=True, omit_defaults=True):
+    """What an organisation has set for itself; `id == "company"`. `secrets` are sealed."""
+
+    domain: str = ""
+    contact: str = ""
+    timezone: str = "UTC"
+    require_second_factor: bool = False
+    session_hours: int = 0
+    mail_host: str = ""
+    mail_port: int = 587
+    mail_user: str = ""
+    mail_from: str = ""
+    secrets: dict[str, str] = {}
+
+
 ORGS: Final = Entity("org", Org, (Index("by_org", ("org",)),))
-USERS: Final = Entity("user", User, (Index("email", ("email",), unique=True, across=True), Index("by_org", ("org",))))
+USERS: Final = Entity(
+    "user", User, (Index("email", ("email",), unique=True, across=True), Index("by_org", ("org",)),
+                   Index("by_role", ("org", "role")))
+)  # fmt: skip
 AGENTS: Final = Entity(
     "agent", Agent, (Index("name", ("org", "name"), unique=True), Index("by_org", ("org",)),
                      Index("by_status", ("org", "status")), Index("by_profile", ("org", "profile_id")))
@@ -243,7 +314,7 @@ PROFILES: Final = Entity(
 )
 KEYS: Final = Entity(
     "key", ApiKey, (Index("digest", ("digest",), unique=True, across=True), Index("by_org", ("org",)),
-                    Index("by_agent", ("org", "agent_id")))
+                    Index("by_agent", ("org", "agent_id")), Index("by_creator", ("org", "created_by")))
 )  # fmt: skip
 UPSTREAMS: Final = Entity(
     "upstream", Upstream, (Index("name", ("org", "name"), unique=True), Index("by_org", ("org",)))
@@ -263,13 +334,26 @@ SPOOL_MARKS: Final = Entity("spool_mark", SpoolMark, (Index("by_org", ("org",)),
 EPOCHS: Final = Entity("epoch", Epoch)
 AUDIT: Final = Entity(
     "audit", AuditEntry,
-    (Index("by_org", ("org",)), Index("by_actor", ("org", "actor")), Index("by_action", ("org", "action"))),
+    (Index("by_org", ("org",)), Index("by_actor", ("org", "actor")), Index("by_action", ("org", "action")),
+     Index("by_resource", ("org", "resource")), Index("by_outcome", ("org", "outcome"))),
     append_only=True,
 )  # fmt: skip
 
 CHECK_REPORTS: Final = Entity("check_report", CheckReport, (Index("waiting", ("state",), across=True),))
 
 REPLAYS: Final = Entity("replay", Replay, (Index("by_end", ("shelf",), sort="ends_at", across=True),), since=2)
+
+SESSIONS: Final = Entity(
+    "session", Session, (Index("lookup", ("lookup",), unique=True, across=True),
+                         Index("by_user", ("org", "user_id"))), since=3,
+)  # fmt: skip
+SECOND_FACTORS: Final = Entity("second_factor", SecondFactor, since=3)
+TICKETS: Final = Entity(
+    "ticket", Ticket, (Index("digest", ("digest",), unique=True, across=True), Index("by_user", ("org", "user_id"))),
+    since=3,
+)  # fmt: skip
+ROSTERS: Final = Entity("roster", Roster, since=3)
+COMPANIES: Final = Entity("company", Company, since=3)
 
 ENTITIES: Final = (
     ORGS,
@@ -296,5 +380,11 @@ class Migration(msgspec.Struct, frozen=True):
     indexes: tuple[tuple[str, str], ...] = ()
 
 
-MIGRATIONS: Final = (Migration(1, ENTITIES), Migration(2, (ANCHORS, REPLAYS)))
+PEOPLE: Final = Migration(
+    3,
+    (SESSIONS, SECOND_FACTORS, TICKETS, ROSTERS, COMPANIES),
+    (("user", "by_role"), ("key", "by_creator"), ("audit", "by_resource"), ("audit", "by_outcome")),
+)
+
+MIGRATIONS: Final = (Migration(1, ENTITIES), Migration(2, (ANCHORS, REPLAYS)), PEOPLE)
 """In order, without gaps. Released ones never change; a new entity or index is a new Migration at the end."""

@@ -8,6 +8,7 @@ Read in this order: `cli/` -> `server` -> `lane` -> `doors/mcp` -> `proxy` -> `p
 * `pool` and `pool_*`: our own upstream connections; `addresses`: which may be contacted at all.
 * `upstreams`, `mcpclient`: the servers behind the gateway, live; the gateway as their client.
 * `journal`, `spool`, `streams`, `drain`, `chainverify`, `redaction`: the record that survives any crash.
+* `people/`: who signs in, with what, and what keeps others out; roles over the scopes of `scopes`.
 * `accounts`, `registry`, `tools_registry`, `changes`: what operators manage; `vault`, `passwords`: secrets at rest.
 * `retention`: old records go, the rest stays provable. `audit`: who changed what, from the API and the command line.
 * `epochs`: changes made elsewhere are seen within half a second. `metrics` and `metrics_*`, `logs`: what operators see.

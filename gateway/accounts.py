@@ -107,20 +107,25 @@ class Accounts:
         org = Org(org=GLOBAL, id=new_id("org"), name=name, plan=plan, created_at=now, updated_at=now)
         return _first(await self._changes.commit(Insert(ORGS, org)), Org)
 
-    async def create_user(self, org: str, email: str, password: str, *, name: str = "", role: Role = "owner") -> User:
-        """A person who may sign in. Conflict("email") when the address is taken, in whichever organisation."""
-        address = email.strip().lower()
-        if not _EMAIL.fullmatch(address):
-            raise ValidationFailed([("/email", "invalid", f"{email!r} is no e-mail address.")])
-        if self._passwords is None:
-            from .passwords import Passwords  # argon2 is not loaded by a worker that nobody signs in at
+    async def create_user(
+        self, org: str, email: str, password: str | None, *, name: str = "", role: Role = "owner", created_by: str = ""
+    ) -> User:
+        """A person who may sign in; without a password only once they have set one by a one-time link.
 
-            self._passwords = Passwords()
-        hashed = await self._passwords.hash(password)
+        Conflict("email") when the address is taken, in whichever organisation.
+        """
+        address = canonical_email(email)
+        hashed = ""
+        if password is not None:
+            if self._passwords is None:
+                from .passwords import Passwords  # argon2 is not loaded by a worker that nobody signs in at
+
+                self._passwords = Passwords()
+            hashed = await self._passwords.hash(password)
         now = self._changes.now()
         user = User(
             org=org, id=new_id("user"), email=address, name=name, role=role, password_hash=hashed,
-            created_at=now, updated_at=now,
+            password_at=now if hashed else 0, created_by=created_by, created_at=now, updated_at=now,
         )  # fmt: skip
         return _first(await self._changes.commit(Insert(USERS, user)), User)
 
@@ -343,6 +348,14 @@ class Accounts:
             cursor = page.cursor
             if not cursor:
                 return records
+
+
+def canonical_email(email: str) -> str:
+    """An address as it is stored and looked up. ValidationFailed when it is none."""
+    address = email.strip().lower()
+    if not _EMAIL.fullmatch(address):
+        raise ValidationFailed([("/email", "invalid", f"{email!r} is no e-mail address.")])
+    return address
 
 
 def _check_profile(spec: Profile, path: str) -> None:

@@ -29,6 +29,7 @@ from .epochs import EpochWatcher
 from .identity import Identity
 from .journal import Journal
 from .metrics import Family, Gauge, Metrics
+from .people.service import People
 from .proxy import Proxy
 from .registry import Registry
 from .sessions import SessionSeal
@@ -56,6 +57,7 @@ class Runtime:
     registry: Registry
     upstreams: Upstreams
     accounts: Accounts
+    people: People
     epochs: EpochWatcher
     mcp: McpDoor
     aggregate: AggregateDoor
@@ -103,6 +105,7 @@ class Runtime:
         self._opened.append(self.journal.stop)
         self._make_services()
         self._make_doors()
+        self._opened.append(self.people.settle)
         await self.upstreams.sync()
         await self.epochs.start()
         self._opened.append(self.epochs.stop)
@@ -145,6 +148,10 @@ class Runtime:
         self.siblings = Siblings(Path(settings.data_dir), self.worker, settings.server.workers)
         self.upstreams = Upstreams(self.store, self.registry, self._spawn, self.changed)
         self.accounts = Accounts(self.store, on_change=self.changed)
+        self.people = People(
+            self.store, self.vault, self.accounts, self.identity, settings.auth, workers=settings.server.workers,
+            on_change=self.changed,
+        )  # fmt: skip
         self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
         self.epochs = EpochWatcher(
             self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())

@@ -69,6 +69,22 @@ class PolicySettings(_Section, kw_only=True, frozen=True):
     stale_grace: Annotated[float, msgspec.Meta(ge=0)] = 60.0
 
 
+class AuthSettings(_Section, kw_only=True, frozen=True):
+    """How people stay signed in. An access token lives `access_seconds`, a refresh token `refresh_days` from its last
+    use and at most `session_days` from the sign-in; a page session `page_hours` from its last use. One-time links live
+    `reset_minutes` (password), `sign_in_minutes` or `invite_days`. `public_url`: where people reach this gateway, for
+    links ("" makes them relative); with `https://` cookies are always Secure."""
+
+    access_seconds: Annotated[int, msgspec.Meta(ge=30, le=86_400)] = 600
+    refresh_days: Annotated[int, msgspec.Meta(ge=1, le=365)] = 30
+    session_days: Annotated[int, msgspec.Meta(ge=1, le=365)] = 90
+    page_hours: Annotated[int, msgspec.Meta(ge=1, le=720)] = 12
+    reset_minutes: Annotated[int, msgspec.Meta(ge=5, le=1440)] = 60
+    sign_in_minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 15
+    invite_days: Annotated[int, msgspec.Meta(ge=1, le=30)] = 7
+    public_url: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/?#@]+)?$(?!\n)")] = ""
+
+
 class LogSettings(_Section, kw_only=True, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -85,4 +101,5 @@ class Settings(_Section, kw_only=True, frozen=True):
     journal: JournalSettings = JournalSettings()
     plugins: PluginSettings = PluginSettings()
     policy: PolicySettings = PolicySettings()
+    auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()

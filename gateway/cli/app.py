@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "migrate": ("health", "migrate", "Bring the database's schema to this version's."),
     "agents": ("agents", "agents", "Agents and what they may do."),
     "keys": ("keys", "keys", "API keys: create, list, revoke."),
+    "users": ("users", "users", "People who sign in, and one-time links for who cannot."),
     "upstreams": ("upstreams", "upstreams", "MCP servers behind the gateway, and their tools."),
     "plugins": ("plugins", "plugins", "Installed plugins, and which are active."),
     "calls": ("calls", "calls", "The record of calls."),

@@ -150,6 +150,20 @@ def test_a_date_that_makes_no_sense_is_refused(
     assert len(cli("calls", "list", "--json").json) == 3
 
 
+def undo(db: sqlite3.Connection, entity_name: str, index_name: str) -> None:
+    """Take an index away, and the columns that came with it: those that no other index of the table has."""
+    entity = next(item for migration in MIGRATIONS for item in migration.entities if item.name == entity_name)
+    late = {index for migration in MIGRATIONS for name, index in migration.indexes if name == entity_name}
+    before = {field for index in entity.indexes if index.name not in late for field in index.fields}
+    mine = [field for field in entity.index(index_name).fields if field not in before]
+    found = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ?", (entity_name,))
+    for name, sql in found.fetchall():
+        if sql and any(f'"{field}"' in sql for field in mine):
+            db.execute(f'DROP INDEX "{name}"')
+    for field in mine:
+        db.execute(f'ALTER TABLE "{entity_name}" DROP COLUMN "{field}"')
+
+
 # -- check -------------------------------------------------------------------------------------------------------
 def test_check_reports_pending_migrations_and_applies_none(cli: Run, folder: Path) -> None:
     def applied() -> list[int]:
@@ -162,6 +176,8 @@ def test_check_reports_pending_migrations_and_applies_none(cli: Run, folder: Pat
         db.execute("DELETE FROM _migrations WHERE number = ?", (last.number,))
         for entity in last.entities:
             db.execute(f'DROP TABLE "{entity.name}"')
+        for entity_name, index_name in last.indexes:
+            undo(db, entity_name, index_name)
     db.close()
     before = applied()
     for command in ("check", "doctor"):
