@@ -149,7 +149,11 @@ class Stage:
 
     def _settled(self) -> bool:
         """Whether nothing is being handled that could still make a record. On the loop."""
-        return not any(map(_busy, self._protocols())) and not self.house.server.edge._pending and not self.house.runtime.proxy.in_flight
+        return (
+            not any(map(_busy, self._protocols()))
+            and not self.house.server.edge._pending
+            and not self.house.runtime.proxy.in_flight
+        )
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(LIMIT):
@@ -197,7 +201,7 @@ def _over(task: asyncio.Task[None] | None) -> bool:
 
 
 def _rest(protocol: Any, streams: list[Any]) -> str:
-    """"wait", "stream", or "" for one that has something to do. `streams`: requests whose answers stay open."""
+    """ "wait", "stream", or "" for one that has something to do. `streams`: requests whose answers stay open."""
     transport = protocol.transport
     if _count(transport.get_extra_info("socket").fileno(), termios.FIONREAD) or transport.get_write_buffer_size():
         return ""
