@@ -190,7 +190,7 @@ async def everything() -> AsyncIterator[str]:
         yield json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["url"]
     finally:
         process.stdin.close()
-        await asyncio.wait_for(process.wait(), 10)
+        await asyncio.wait_for(process.wait(), 60)
 
 
 async def test_a_server_may_ask_the_agents_model_and_its_person_in_mid_call(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ async def test_a_child_killed_in_the_middle_of_a_call_is_told_and_replaced(tmp_p
         (live,) = house.runtime.upstreams.all()
         (bridge,) = live._sessions.values()
         os.kill(bridge.mux.pid, signal.SIGKILL)
-        result = (await asyncio.wait_for(call, 10)).json["result"]
+        result = (await asyncio.wait_for(call, 60)).json["result"]
         assert result["isError"] is True
         assert "whether it acted is unknown" in result["content"][0]["text"]
         (record,) = await house.records(1)

@@ -156,7 +156,7 @@ async def test_a_client_that_leaves_does_not_leave_a_change_without_its_entry(
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.05)
     leave.set()
-    for _ in range(100):
+    for _ in range(3000):
         if await site.audit():
             break
         await asyncio.sleep(0.01)

@@ -60,9 +60,9 @@ async def url(folder):
         sys.executable, *MODULE, str(folder), "--http", "0", stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    yield (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+    yield (await asyncio.wait_for(process.stdout.readline(), 60)).decode().strip()
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 @pytest.mark.parametrize("mode", ERAS)
@@ -115,7 +115,7 @@ async def test_behind_the_gateways_own_process_port(folder):
     meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}
     await session.send(json.dumps(message).encode())
-    answer = json.loads(await asyncio.wait_for(heard.get(), 20))
+    answer = json.loads(await asyncio.wait_for(heard.get(), 60))
     assert len(answer["result"]["tools"]) == 5
     await session.close()
     await upstream.close()
