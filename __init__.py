@@ -21,16 +21,42 @@ _EXPORTS = {
     "PermissionEngine": "policies.permissions",
     "CircuitBreaker": "policies.resilience",
     "ApprovalEngine": "gateway.approvals.engine",
+    "HealthMonitor": "policies.resilience",
+    "KeyedRateLimiter": "policies.resilience",
+    "RateLimiter": "policies.resilience",
+    "with_retry": "policies.resilience",
+    "audit_logger": "admin_ui.middleware",
+    "authenticate": "admin_ui.middleware",
+    "cors": "admin_ui.middleware",
+    "error_handler": "admin_ui.middleware",
+    "rate_limiter": "admin_ui.middleware",
+    "request_id": "admin_ui.middleware",
+    "request_logger": "admin_ui.middleware",
+    "require_role": "admin_ui.middleware",
+    "security_headers": "admin_ui.middleware",
+    "validate": "admin_ui.middleware",
 }
 
 if TYPE_CHECKING:
+    from .admin_ui.middleware import (
+        audit_logger,
+        authenticate,
+        cors,
+        error_handler,
+        rate_limiter,
+        request_id,
+        request_logger,
+        require_role,
+        security_headers,
+        validate,
+    )
     from .catalog.presets import PRESET_PROFILES
     from .catalog.profiles import Profile
     from .catalog.skills import BUILTIN_SKILLS, get_tools_by_skill
     from .catalog.tools import ALL_TOOLS
     from .gateway.approvals.engine import ApprovalEngine
     from .policies.permissions import PermissionEngine
-    from .policies.resilience import CircuitBreaker
+    from .policies.resilience import CircuitBreaker, HealthMonitor, KeyedRateLimiter, RateLimiter, with_retry
     from .policies.toolpolicy import generate_openclaw_tool_policy
 
 __all__ = [
@@ -39,11 +65,25 @@ __all__ = [
     "PRESET_PROFILES",
     "ApprovalEngine",
     "CircuitBreaker",
+    "HealthMonitor",
+    "KeyedRateLimiter",
     "PermissionEngine",
     "Profile",
+    "RateLimiter",
     "__version__",
+    "audit_logger",
+    "authenticate",
+    "cors",
+    "error_handler",
     "generate_openclaw_tool_policy",
     "get_tools_by_skill",
+    "rate_limiter",
+    "request_id",
+    "request_logger",
+    "require_role",
+    "security_headers",
+    "validate",
+    "with_retry",
 ]
 
 

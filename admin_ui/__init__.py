@@ -7,8 +7,11 @@
 * `validate`: JSON to typed structs, with every faulty field named in a sentence.
 * `paging`: lists by page number or by sealed cursor. `show`: records as the API shows them, never a secret.
 * `responses`: the envelope, errors, entity tags, the headers of every answer.
+* `patching`: PATCH beside each PUT. `replays`: `Idempotency-Key`. `dryrun`: `?dry_run=true`. `limits`: rates of keys.
 * `audit`: who did what, and who was refused.
 * `openapi`: the document, made of the table; `examples`: the ids its examples speak of.
+
+* `middleware`: what the gateway's edge does, exported for servers of one's own.
 
 Who may do what stands in `gateway.scopes`. An operation names one scope; a key must hold it (or `*`), a person's role
 must have it. Agents' keys hold `gateway:call` and open nothing here. A key with `keys:create` makes lesser keys only:

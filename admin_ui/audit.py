@@ -1,7 +1,7 @@
 """The audit trail: one entry per mutation, and per refusal of who is not allowed or of a mutation that failed.
 
-It reports, it does not decide: an entry that cannot be stored is counted and logged, and the answer stands. Strangers
-without a key could fill the store with refusals, so theirs are stored up to a rate and counted beyond it.
+The entries themselves are `gateway.audit`'s, as those of the command line are. Strangers without a key could fill the
+store with refusals, so theirs are stored up to a rate and counted beyond it.
 """
 
 from __future__ import annotations
@@ -10,29 +10,23 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
 from ..catalog.calls import Principal
 from ..catalog.errors import EnterpriseError
-from ..catalog.ids import new_id
-from ..catalog.records import AUDIT, AuditEntry
 from ..catalog.store import GLOBAL
+from ..gateway.audit import Trail, refusal
 from ..gateway.metrics import Metrics
 from .operation import Context, Operation, Runtime
 
-log = structlog.get_logger()
-
 STRANGERS_PER_MINUTE: Final = 60
 ANONYMOUS: Final = "anonymous"
-MAX_DETAIL: Final = 500
 
 
 class AuditTrail:
     """One per worker."""
 
     def __init__(self, runtime: Runtime, clock: Callable[[], float] = time.time) -> None:
-        self._store = runtime.store
         self._metrics: Metrics = runtime.metrics
+        self._trail = Trail(runtime.store, clock, lambda: self._metrics.fault("audit"))
         self._clock = clock
         self._minute = 0
         self._strangers = 0
@@ -41,19 +35,26 @@ class AuditTrail:
         """A mutation succeeded."""
         await self._write(ctx.principal, ctx.operation.audit, ctx.resource, ctx.details, ctx.ip, ctx.request_id)
 
+    async def noted(self, ctx: Context, action: str, org: str, resource: str) -> None:
+        """Something that a stranger asked for came about, in an organisation."""
+        if self._room_for_stranger():
+            await self._write(None, action, resource, ctx.details, ctx.ip, ctx.request_id, about=org)
+        else:
+            self._metrics.fault("audit_strangers")
+
     async def refused(
         self, operation: Operation, principal: Principal | None, error: EnterpriseError, *, resource: str, ip: str,
-        request_id: str,
+        request_id: str, about: str = "",
     ) -> None:  # fmt: skip
-        """Somebody was not allowed, or a mutation failed. Nothing is written for a failed read."""
+        """Somebody was not allowed, or a mutation failed. Nothing is written for a failed read. `about`: in whose
+        organisation, where nobody is signed in but it is known whom the attempt was about."""
         if not operation.audit and error.status not in {401, 403}:
             return
         if principal is None and not self._room_for_stranger():
             self._metrics.fault("audit_strangers")
             return
         action = operation.audit or f"{operation.tag}.read"
-        details = {"code": error.code, "status": str(error.status), "error": error.message}
-        await self._write(principal, action, resource, details, ip, request_id, refused=True)
+        await self._write(principal, action, resource, refusal(error), ip, request_id, refused=True, about=about)
 
     def _room_for_stranger(self) -> bool:
         minute = int(self._clock() // 60)
@@ -64,19 +65,9 @@ class AuditTrail:
 
     async def _write(
         self, principal: Principal | None, action: str, resource: str, details: dict[str, str], ip: str,
-        request_id: str, *, refused: bool = False,
+        request_id: str, *, refused: bool = False, about: str = "",
     ) -> None:  # fmt: skip
-        now = int(self._clock() * 1000)
-        entry = AuditEntry(
-            org=principal.org if principal else GLOBAL, id=new_id("audit"), created_at=now, updated_at=now, at=now,
-            actor=principal.key_id if principal else ANONYMOUS, action=action, resource=resource[:MAX_DETAIL],
-            outcome="refused" if refused else "ok",
-            details={name: value[:MAX_DETAIL] for name, value in details.items()}, ip=ip, request_id=request_id,
+        await self._trail.write(
+            principal.org if principal else about or GLOBAL, (principal.key_id if principal else "") or ANONYMOUS,
+            action, resource, details, ip=ip, request_id=request_id, refused=refused,
         )  # fmt: skip
-        try:
-            await self._store.append(AUDIT, [entry])
-        except EnterpriseError as error:
-            self._metrics.fault("audit")
-            log.warning(
-                "audit_entry_lost", action=action, resource=resource, request_id=request_id, reason=error.message
-            )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Callable, Coroutine
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -17,17 +19,30 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from ..catalog.calls import Principal
-from ..catalog.errors import BadRequest, BodyTooLarge, EnterpriseError, Forbidden, UnsupportedMedia
+from ..catalog.calls import Person, Principal
+from ..catalog.errors import (
+    BadRequest,
+    BodyTooLarge,
+    EnterpriseError,
+    Forbidden,
+    PreconditionRequired,
+    UnsupportedMedia,
+    ValidationFailed,
+)
 from ..catalog.ids import new_id
 from ..catalog.store import GLOBAL
-from ..gateway.scopes import covers
+from ..gateway.scopes import admit
 from ..gateway.wire import RawResponse, read_body
+from . import patching
 from .api import OPERATIONS
 from .audit import AuditTrail
+from .dryrun import TrialOut, TrialRuntime
+from .limits import ApiLimits
 from .openapi import document
-from .operation import Context, Operation, Runtime, etag, etags
-from .responses import PROBLEM, answer, failure, success
+from .operation import Context, Download, Operation, Reply, Runtime, etag, etags
+from .replays import HEADER as IDEMPOTENCY
+from .replays import Replays, without
+from .responses import PROBLEM, answer, failure, stream, success
 from .router import Router
 from .validate import convert, convert_query, decode
 
@@ -42,14 +57,17 @@ MAX_PARAMETERS: Final = 50
 DISTRIBUTION: Final = "agenticmail-enterprise"
 NOBODY: Final = Principal(GLOBAL, "", "", "")
 
-SINGLE: Final = ("X-API-Key", "Authorization", "If-Match", "If-None-Match", "Content-Encoding", "Content-Length")
+DRY_RUN: Final = "dry_run"
+SINGLE: Final = (
+    "X-API-Key", "Authorization", IDEMPOTENCY, "If-Match", "If-None-Match", "Content-Encoding", "Content-Length",
+)  # fmt: skip
 """Given twice, two readers could each believe another one: refused."""
 
 
 class Visit:
     """One request on its way: what is known of it so far, for the answer and the audit."""
 
-    __slots__ = ("id", "ip", "operation", "principal", "request", "resource")
+    __slots__ = ("content", "ctx", "dry", "headers", "id", "ip", "operation", "principal", "request", "resource")
 
     def __init__(self, request: web.BaseRequest) -> None:
         self.request = request
@@ -58,7 +76,13 @@ class Visit:
         self.ip = request.remote or ""
         self.operation: Operation | None = None
         self.principal: Principal | None = None
+        self.ctx: Context | None = None
         self.resource = ""
+        #: Query and body as they came, for the fingerprint of an Idempotency-Key.
+        self.content = b""
+        self.dry = False
+        #: Headers of the answer that are known beforehand.
+        self.headers: dict[str, str] = {}
 
 
 class Admin:
@@ -68,9 +92,9 @@ class Admin:
         self._runtime = runtime
         self._router = Router(OPERATIONS)
         self._audit = AuditTrail(runtime)
+        self._replays = Replays(runtime.store)
+        self._limits = ApiLimits(runtime.settings.server.api_rate)
         self._limit = min(BODY_LIMIT, runtime.settings.server.body_limit)
-        self._document = msgspec.json.encode(document(OPERATIONS, _version()))
-        self._document_tag = hashlib.sha256(self._document).hexdigest()[:32]
         self._changing: set[asyncio.Task[Any]] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -87,7 +111,7 @@ class Admin:
             response.force_close()  # the body was not read: what follows on this connection is not a request
         return response
 
-    async def _respond(self, visit: Visit) -> RawResponse:
+    async def _respond(self, visit: Visit) -> web.StreamResponse:
         request = visit.request
         _check_single(request)
         route, variables = self._router.route(request.rel_url.raw_path)
@@ -96,30 +120,70 @@ class Admin:
         operation = visit.operation = self._router.operation(route, request.method)
         visit.resource = variables.get("id", "")
         if operation.served_by == "document":
-            return self._serve_document(visit)
+            return await self._serve_document(visit)
         if operation.handler is None:
             raise BadRequest("This path is served as it is written, without parameters.")
-        principal = visit.principal = await self._runtime.identity.resolve(request.headers, visit.ip)
-        if not covers(principal.scopes, operation.scope):
-            raise Forbidden(f"This API key lacks the scope {operation.scope}.", scope=operation.scope)
+        principal = await self._admitted(visit, operation)
+        pairs = self._taken(visit, operation)
+        trial = TrialRuntime(self._runtime) if visit.dry else None
         if_match = request.headers.get("If-Match")
-        ctx = Context(
-            self._runtime, operation, principal, variables, request_id=visit.id, ip=visit.ip, if_match=if_match
+        ctx = visit.ctx = Context(
+            trial or self._runtime, operation, principal, variables, request_id=visit.id, ip=visit.ip,
+            if_match=if_match, headers=request.headers,
         )  # fmt: skip
+        ctx.note = partial(self._audit.noted, ctx)
         none_match = request.headers.get("If-None-Match")
         tags = etags(none_match) if none_match is not None else None
-        arguments = await self._arguments(request, operation)
-        result = await self._run(ctx, operation, arguments)
-        return success(operation, result, visit.id, tags)
+        arguments = await self._arguments(visit, ctx, pairs)
+        if operation.precondition and if_match is None:
+            raise PreconditionRequired
+        if trial is not None:
+            result: Any = _told(trial, operation, await self._call(ctx, operation, arguments))
+        else:
+            result = await self._run(visit, ctx, arguments)
+        if isinstance(result, Download):
+            return await stream(request, result, visit.id, visit.headers)
+        return success(operation, result, visit.id, tags, visit.headers)
 
-    async def _arguments(self, request: web.BaseRequest, operation: Operation) -> list[Any]:
-        """The body and the query that an operation declares, typed. Raises every kind of 4xx."""
-        arguments: list[Any] = []
-        pairs = _query(request)
+    async def _admitted(self, visit: Visit, operation: Operation) -> Principal:
+        """Who sends this, and may: the one place that asks. Raises Unauthenticated, Forbidden, CrossSite."""
+        if operation.public:
+            return NOBODY  # how often strangers may try is the operation's own matter
+        request = visit.request
+        principal = visit.principal = await self._runtime.people.who.resolve(request.method, request.headers, visit.ip)
+        if not operation.person:
+            admit(principal, operation.scope)
+        elif not isinstance(principal, Person):
+            raise Forbidden("This is for people who signed in, not for API keys.")
+        visit.headers = self._limits.charge(principal)
+        return principal
+
+    @staticmethod
+    def _taken(visit: Visit, operation: Operation) -> list[tuple[str, str]]:
+        """The query parameters that are the operation's own. BadRequest, ValidationFailed."""
+        pairs = _query(visit.request)
+        if operation.repeatable:
+            tried = [value for name, value in pairs if name == DRY_RUN]
+            if tried and tried not in (["true"], ["false"]):
+                raise ValidationFailed([(f"/{DRY_RUN}", "type", f"{DRY_RUN} is true or false, once.")])
+            visit.dry = tried == ["true"]
+            pairs = [pair for pair in pairs if pair[0] != DRY_RUN]
         if operation.query is None and pairs:
             raise BadRequest(f"This path takes no query parameters, and got {pairs[0][0]!r}.")
+        return pairs
+
+    async def _arguments(self, visit: Visit, ctx: Context, pairs: list[tuple[str, str]]) -> list[Any]:
+        """The body and the query that an operation declares, typed. Raises every kind of 4xx."""
+        request, operation = visit.request, ctx.operation
+        arguments: list[Any] = []
+        visit.content = request.rel_url.raw_query_string.encode()
         if operation.body is not None:
-            arguments.append(convert(decode(await self._body(request)), operation.body))
+            body = await self._body(request)
+            visit.content += b"\n" + body
+            value = decode(body)
+            if operation.method == "PATCH":
+                value = await patching.body_of(ctx, operation, value)
+            arguments.append(convert(value, operation.body))
         if operation.query is not None:
             arguments.append(convert_query(pairs, operation.query))
         return arguments
@@ -140,11 +204,16 @@ class Admin:
             raise BodyTooLarge(f"A body has at most {self._limit} bytes here.", limit=self._limit)
         return body
 
-    async def _run(self, ctx: Context, operation: Operation, arguments: list[Any]) -> Any:
+    async def _run(self, visit: Visit, ctx: Context, arguments: list[Any]) -> Any:
         """Run the handler. A mutation runs to its end, audit entry included, also when the client has left."""
+        operation = ctx.operation
         if not operation.audit:
             return await self._call(ctx, operation, arguments)
-        task = asyncio.get_running_loop().create_task(self._change(ctx, operation, arguments))
+        work: Callable[[], Coroutine[Any, Any, Any]] = partial(self._change, ctx, operation, arguments)
+        key = visit.request.headers.get(IDEMPOTENCY)
+        if key is not None and operation.repeatable and operation.method in {"POST", "PATCH"}:
+            work = partial(self._replays.run, ctx, key, visit.content, work)
+        task = asyncio.get_running_loop().create_task(work())
         self._changing.add(task)
         task.add_done_callback(self._changing.discard)
         return await asyncio.shield(task)
@@ -158,6 +227,8 @@ class Admin:
     async def _call(ctx: Context, operation: Operation, arguments: list[Any]) -> Any:
         if operation.handler is None:
             raise BadRequest
+        if operation.method == "PATCH":
+            return await patching.run(ctx, operation, arguments)
         return await operation.handler(ctx, *arguments)
 
     async def _failed(self, visit: Visit, error: EnterpriseError) -> RawResponse:
@@ -166,24 +237,41 @@ class Admin:
         if error.status >= 500:
             log.warning("admin_request_not_served", request_id=visit.id, code=error.code, reason=error.message)
         if visit.operation is not None:
+            ctx = visit.ctx
             await self._audit.refused(
-                visit.operation, visit.principal, error, resource=visit.resource, ip=visit.ip, request_id=visit.id
-            )
+                visit.operation, visit.principal, error, resource=(ctx.resource if ctx else "") or visit.resource,
+                ip=visit.ip, request_id=visit.id, about=ctx.about if ctx else "",
+            )  # fmt: skip
         problem = PROBLEM in visit.request.headers.get("Accept", "").lower()
-        return failure(error, visit.id, problem=problem, path=visit.request.rel_url.raw_path[:200])
+        return failure(error, visit.id, problem=problem, path=visit.request.rel_url.raw_path[:200],
+                       headers=visit.headers)  # fmt: skip
 
-    def _serve_document(self, visit: Visit) -> RawResponse:
-        tag = etag(self._document_tag)
+    async def _serve_document(self, visit: Visit) -> RawResponse:
+        body, digest = await asyncio.to_thread(_document)
+        tag = etag(digest)
         none_match = visit.request.headers.get("If-None-Match")
         known = etags(none_match) if none_match is not None else []
         if "*" in known or tag in [item.removeprefix("W/") for item in known]:
             return answer(304, b"", visit.id, extra={"ETag": tag}, cache="no-cache")
-        return answer(200, self._document, visit.id, extra={"ETag": tag}, cache="no-cache")
+        return answer(200, body, visit.id, extra={"ETag": tag}, cache="no-cache")
+
+
+@cache
+def _document() -> tuple[bytes, str]:
+    """The OpenAPI document and the tag of its content: made when it is first asked for, off the loop."""
+    body = msgspec.json.encode(document(OPERATIONS, _version()))
+    return body, hashlib.sha256(body).hexdigest()[:32]
 
 
 def create(runtime: Runtime) -> Admin:
     """The admin module of one worker. The gateway finds this function by name."""
     return Admin(runtime)
+
+
+def _told(trial: TrialRuntime, operation: Operation, result: Any) -> TrialOut:
+    """What a dry run has found. A secret that was made for it is nobody's, and is not shown."""
+    value = without(result.value, operation.once) if isinstance(result, Reply) else None
+    return TrialOut(dry_run=True, changes=trial.trial.changes, result=value)
 
 
 def _check_single(request: web.BaseRequest) -> None:

@@ -13,18 +13,24 @@ from ..catalog.errors import (
     BodyTooLarge,
     EnterpriseError,
     Forbidden,
+    InFlight,
     InvalidJson,
+    KeyReused,
     NotFound,
+    PreconditionRequired,
     StoreUnavailable,
+    TooManyRequests,
     Unauthenticated,
     UnsupportedMedia,
     ValidationFailed,
 )
+from ..gateway.people.who import COOKIE
 from ..gateway.scopes import ROLE_SCOPES, SCOPES
+from .dryrun import TrialOut
 from .operation import Operation
 
 REF: Final = "#/components/schemas/{name}"
-SECURITY: Final[list[dict[str, list[str]]]] = [{"ApiKey": []}, {"Bearer": []}]
+SECURITY: Final[list[dict[str, list[str]]]] = [{"ApiKey": []}, {"Bearer": []}, {"Session": []}]
 
 DESCRIPTION: Final = """\
 The API of an AgenticMail Enterprise gateway: what agents are, what they may do, and what they did.
@@ -32,8 +38,10 @@ The API of an AgenticMail Enterprise gateway: what agents are, what they may do,
 Answers are `{data}` or, for lists, `{data, meta}`; errors are `{error, code, details, request_id}` with every faulty
 field in `details.fields`. A list is read with `page` and `limit`, or on and on with `cursor` (`meta.next_cursor`).
 Single objects have an `ETag`; send it as `If-Match` to change exactly what was read, as `If-None-Match` to save the
-answer. `Accept: application/problem+json` gets errors as RFC 9457 has them. Times are RFC 3339 in UTC. An API key works
-within its own organisation; what belongs to another one is not found.
+answer. `PATCH` takes a JSON Merge Patch. `POST` and `PATCH` take an `Idempotency-Key`: sent again within 24 hours they
+are answered again and done once. `?dry_run=true` on a mutation tells what it would change, and changes nothing. Every
+path is also served under `/api/v1`. `Accept: application/problem+json` gets errors as RFC 9457 has them. Times are RFC
+3339 in UTC. An API key works within its own organisation; what belongs to another one is not found.
 """
 
 TAGS: Final = {
@@ -45,8 +53,28 @@ TAGS: Final = {
     "checks": "For tools that an agent runs itself: ask before, report after. Same policy, same record.",
     "calls": "The record of calls.",
     "audit": "Who changed what.",
+    "auth": "Signing in and out, and one's own affairs: password, second factor, sessions.",
+    "users": "The people of the organisation, and what they may do.",
+    "company": "What the organisation has set for itself, and how much of everything it has.",
     "meta": "About this API.",
 }
+
+
+HEADERS: Final = {
+    "If-Match": ({"PUT", "PATCH", "DELETE"}, "The ETag that was read: the change is made only if nothing was changed "
+                 "since. `*`: whatever it is."),
+    "Idempotency-Key": ({"POST", "PATCH"}, "Any text of yours, new for each request that is meant: sent again with it, "
+                        "the request is answered again, with `Idempotent-Replayed: true`, and done once."),
+}  # fmt: skip
+"""Request header -> (methods that take it, what it is)."""
+
+SENT: Final = {
+    "RateLimit": "What is left: `r` requests, `t` seconds until all of them are there again.",
+    "RateLimit-Policy": "The limit: `q` requests in `w` seconds of one API key.",
+    "API-Version": "The version of this API.",
+    "X-Request-Id": "Names this request in logs and in the audit.",
+}
+"""Headers of every answer."""
 
 
 class Failure(msgspec.Struct, kw_only=True):
@@ -70,9 +98,10 @@ class Meta(msgspec.Struct, kw_only=True):
 
 def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     """The document. ValueError when a tag is not described here."""
-    types: set[Any] = {Failure, Meta}
+    types: set[Any] = {Failure, Meta, TrialOut}
     for operation in operations:
-        types |= {kind for kind in (*_bodies(operation), operation.returns, operation.query) if kind is not None}
+        returns = None if operation.download else operation.returns
+        types |= {kind for kind in (*_bodies(operation), returns, operation.query) if kind is not None}
     ordered = sorted(types, key=lambda kind: str(kind.__name__))
     schemas, components = msgspec.json.schema_components(ordered, ref_template=REF)
     schema_of = dict(zip(ordered, schemas, strict=True))
@@ -91,17 +120,24 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "security": SECURITY,
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": _security()},
+        "components": {
+            "schemas": components, "securitySchemes": _security(),
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in SENT.items()},
+        },
+        "x-aliases": {"/api/v1": "/api"},
         "x-scopes": dict(SCOPES),
         "x-roles": {role: sorted(scopes) for role, scopes in ROLE_SCOPES.items()},
     }  # fmt: skip
 
 
 def _security() -> dict[str, Any]:
-    about = "An API key, `ek_...`."
+    key = "An API key, `ek_...`."
+    either = "An API key, or the access token of POST /auth/login."
+    page = "A page's session, of POST /auth/session. Changes must come from a page of this origin."
     return {
-        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": about},
-        "Bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "ek_", "description": about},
+        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": key},
+        "Bearer": {"type": "http", "scheme": "bearer", "description": either},
+        "Session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": page},
     }
 
 
@@ -118,11 +154,19 @@ def _operation(operation: Operation, schema_of: dict[Any, Any], components: dict
         "tags": [operation.tag],
         "summary": operation.summary,
         "description": operation.description or operation.summary,
-        "parameters": [*_path_parameters(operation), *_query_parameters(operation, components), *_headers(operation)],
-        "responses": {**_success(operation, schema_of), **_failures(operation, schema_of)},
+        "parameters": [
+            *_path_parameters(operation),
+            *_query_parameters(operation, components),
+            *_dry_run(operation),
+            *_headers(operation),
+        ],
+        "responses": _told({**_success(operation, schema_of), **_failures(operation, schema_of)}),
     }
     if operation.public:
         entry["security"] = []
+    elif operation.person:
+        entry["security"] = [{"Session": []}, {"Bearer": []}]
+        entry["x-person"] = True
     else:
         entry["x-scope"] = operation.scope
         entry["x-role"] = operation.role
@@ -132,7 +176,11 @@ def _operation(operation: Operation, schema_of: dict[Any, Any], components: dict
     if bodies:
         schema = bodies[0] if len(bodies) == 1 else {"oneOf": bodies}
         content = {"schema": schema, "examples": {"example": {"value": operation.example.body}}}
-        entry["requestBody"] = {"required": True, "content": {"application/json": content}}
+        kinds = {"application/json": content}
+        if operation.method == "PATCH":
+            content["schema"] = {"type": "object", "description": f"A merge patch of {operation.body.__name__}."}
+            kinds["application/merge-patch+json"] = content
+        entry["requestBody"] = {"required": True, "content": kinds}
     return entry
 
 
@@ -161,18 +209,44 @@ def _query_parameters(operation: Operation, components: dict[str, Any]) -> list[
 
 
 def _headers(operation: Operation) -> list[dict[str, Any]]:
-    if operation.method not in {"PUT", "DELETE"} or operation.served_by != "admin":
+    if operation.served_by != "admin":
         return []
-    text = "The ETag that was read: the change is made only if nothing was changed since."
-    return [{"name": "If-Match", "in": "header", "required": False, "schema": {"type": "string"}, "description": text}]
+    return [
+        {"name": name, "in": "header", "required": name == "If-Match" and operation.precondition,
+         "schema": {"type": "string"}, "description": text}
+        for name, (methods, text) in HEADERS.items()
+        if operation.method in methods and (name == "If-Match" or operation.repeatable)
+    ]  # fmt: skip
+
+
+def _dry_run(operation: Operation) -> list[dict[str, Any]]:
+    if not operation.repeatable or operation.served_by != "admin":
+        return []
+    text = "Tell what would change, and change nothing."
+    return [{"name": "dry_run", "in": "query", "required": False, "schema": {"type": "boolean"}, "description": text}]
 
 
 def _success(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if operation.served_by == "document":
         schema = {"type": "object", "required": ["openapi", "paths"]}
         return {"200": {"description": operation.summary, "content": {"application/json": {"schema": schema}}}}
+    found = _done(operation, schema_of)
+    if operation.repeatable and operation.served_by == "admin":
+        tried = {"type": "object", "required": ["data"], "properties": {"data": schema_of[TrialOut]}}
+        if operation.status != 200:
+            found["200"] = {"description": "A dry run.", "content": {"application/json": {"schema": tried}}}
+        else:
+            body = found["200"]["content"]["application/json"]
+            body["schema"] = {"anyOf": [body["schema"], tried]}
+    return found
+
+
+def _done(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if operation.returns is None:
         return {str(operation.status): {"description": "Done."}}
+    if operation.download:
+        kinds = {kind: {"schema": {"type": "string"}} for kind in operation.returns}
+        return {"200": {"description": operation.summary, "content": kinds}}
     item = schema_of[operation.returns]
     if operation.listing:
         data: dict[str, Any] = {"type": "array", "items": item}
@@ -188,17 +262,27 @@ def _success(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     return {str(operation.status): {"description": described, "content": {"application/json": {"schema": envelope}}}}
 
 
+def _told(responses: dict[str, Any]) -> dict[str, Any]:
+    """With the headers that every answer has."""
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in SENT}
+    return {status: {**response, "headers": headers} for status, response in responses.items()}
+
+
 def errors_of(operation: Operation) -> list[type[EnterpriseError]]:
     """Every error an operation may answer with: its own, and those that come with what it takes."""
     errors: list[type[EnterpriseError]] = [BadRequest, StoreUnavailable]
     if not operation.public:
-        errors += [Unauthenticated, Forbidden]
+        errors += [Unauthenticated, Forbidden, TooManyRequests]
     if "{" in operation.path:
         errors.append(NotFound)
     if _bodies(operation):
         errors += [InvalidJson, BodyTooLarge, UnsupportedMedia]
-    if _bodies(operation) or operation.query is not None:
+    if _bodies(operation) or operation.query is not None or operation.repeatable:
         errors.append(ValidationFailed)
+    if operation.precondition:
+        errors.append(PreconditionRequired)
+    if operation.repeatable and operation.method in {"POST", "PATCH"} and operation.served_by == "admin":
+        errors += [KeyReused, InFlight]
     return [*dict.fromkeys([*errors, *operation.errors])]
 
 

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -30,6 +30,8 @@ COUNT_CAP: Final = 10_000
 
 _MAC: Final = 16
 
+Count = Literal["exact", "none"]
+Cursor = Annotated[str, msgspec.Meta(max_length=4096)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT)]
 PageNumber = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -44,8 +46,25 @@ class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     count: Literal["exact", "none"] = "exact"
 
 
+class Paging(Protocol):
+    """What lists need of a query."""
+
+    @property
+    def page(self) -> int: ...
+
+    @property
+    def limit(self) -> int: ...
+
+    @property
+    def cursor(self) -> str: ...
+
+    @property
+    def count(self) -> Literal["exact", "none"]: ...
+
+
 class View(msgspec.Struct, kw_only=True):
-    """Which list: an index with its equality fields; `keep` drops records that must not be shown."""
+    """Which list: an index with its equality fields; `keep` drops records that must not be shown. `also`: by
+    what, where that is asked for: cursors of different questions must not mix."""
 
     entity: Entity
     index: str
@@ -54,9 +73,39 @@ class View(msgspec.Struct, kw_only=True):
     since: str | None = None
     until: str | None = None
     keep: Callable[[Any], bool] = lambda record: True
+    also: dict[str, str] = {}
 
 
-async def listing(ctx: Context, query: PageQuery, view: View, show: Callable[[Any], Any]) -> Listing:
+MAX_SCAN: Final = 5_000
+"""Records looked at for one page of what `sifted` keeps."""
+
+
+async def sifted(ctx: Context, query: Paging, view: View, show: Callable[[Any], Any]) -> Listing:
+    """One page of what `keep` leaves of a stored list, by cursor. Not counted; short where little is kept of much."""
+    if query.page > 1:
+        raise UseCursor("With several filters a list is read on with meta.next_cursor.")
+    fingerprint = _fingerprint(ctx, view)
+    cursor = _unseal(ctx, query.cursor, fingerprint) if query.cursor else ""
+    kept: list[Any] = []
+    seen = 0
+    while True:
+        # Never more than there is room for: the store's cursor stands behind a page, not inside it.
+        found = await ctx.store.find(
+            Query(
+                view.entity, view.index, view.where, limit=query.limit - len(kept), cursor=cursor,
+                descending=view.descending, since=view.since, until=view.until,
+            )
+        )  # fmt: skip
+        kept += [show(record) for record in found.records if view.keep(record)]
+        seen += len(found.records)
+        cursor = found.cursor
+        if not cursor or len(kept) >= query.limit or seen >= MAX_SCAN:
+            break
+    page = None if query.cursor else 1
+    return Listing(kept, query.limit, None, page, _seal(ctx, cursor, fingerprint) if cursor else "")
+
+
+async def listing(ctx: Context, query: Paging, view: View, show: Callable[[Any], Any]) -> Listing:
     """One page of a stored list, each record as `show` gives it. CursorInvalid, UseCursor."""
     fingerprint = _fingerprint(ctx, view)
     asked = Query(
@@ -97,7 +146,7 @@ async def _skip(ctx: Context, asked: Query, rows: int) -> str | None:
     return cursor
 
 
-async def _count(ctx: Context, query: PageQuery, asked: Query) -> int | None:
+async def _count(ctx: Context, query: Paging, asked: Query) -> int | None:
     if query.count == "none":
         return None
     return await ctx.store.count(msgspec.structs.replace(asked, cursor=""), COUNT_CAP)
@@ -117,7 +166,8 @@ def of_sequence(ctx: Context, query: PageQuery, items: Sequence[Any], name: str)
 
 
 def _fingerprint(ctx: Context, view: View) -> str:
-    parts = [ctx.org, view.entity.name, view.index, sorted(view.where.items()), view.descending, view.since, view.until]
+    parts = [ctx.org, view.entity.name, view.index, sorted(view.where.items()), view.descending, view.since, view.until,
+             *sorted(view.also.items())]  # fmt: skip
     return msgspec.json.encode(parts).decode()
 
 

@@ -10,6 +10,9 @@ from ..catalog.errors import MethodNotAllowed, NotFound
 from .operation import Operation
 
 MAX_SEGMENT: Final = 512
+VERSIONED: Final = "/api/v1/"
+"""The paths of this version of the API, also under its number."""
+
 API_DOCS: Final = "/api/openapi.json"
 
 
@@ -61,6 +64,8 @@ class Router:
 
     def route(self, raw_path: str) -> tuple[Route, dict[str, str]]:
         """The route of a path as it was sent (still percent-encoded), and its variable segments. NotFound."""
+        if raw_path.startswith(VERSIONED):
+            raw_path = "/api/" + raw_path.removeprefix(VERSIONED)
         try:
             segments = tuple(unquote(part, errors="strict") for part in raw_path.split("/")[1:])
         except UnicodeDecodeError:

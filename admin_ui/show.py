@@ -21,10 +21,13 @@ from ..catalog.records import (
     Outcome,
     PinPolicy,
     ProfileRecord,
+    Role,
     ToolKind,
     ToolRecord,
     Upstream,
     UpstreamKind,
+    User,
+    UserStatus,
 )
 from ..gateway.upstream_spec import KEPT
 
@@ -141,9 +144,10 @@ class KeyOut(msgspec.Struct, kw_only=True):
 
 
 class NewKeyOut(KeyOut, kw_only=True):
-    """A key just made. `key` is the credential itself: it is shown this once and is not stored."""
+    """A key just made. `key` is the credential itself: it is shown this once and is not stored. Null in an answer that
+    is given again (Idempotency-Key) and in a dry run."""
 
-    key: str
+    key: str | None
 
 
 def key_status(record: ApiKey, now: int) -> Literal["active", "expired", "revoked"]:
@@ -290,6 +294,29 @@ def call(record: CallRecord) -> CallOut:
         duration_ms=record.duration_us / 1000, upstream_ms=record.upstream_us / 1000,
         request_bytes=record.request_bytes, response_bytes=record.response_bytes, request_id=record.request_id,
         trace_id=record.trace_id, flags=record.flags, seq=record.seq, hash=record.hash, prev=record.prev,
+    )  # fmt: skip
+
+
+class UserOut(msgspec.Struct, kw_only=True):
+    """A person. `has_password` false: they have not used their invitation yet."""
+
+    id: str
+    email: str
+    name: str
+    role: Role
+    status: UserStatus
+    has_password: bool
+    created_by: str
+    created_at: Time
+    updated_at: Time
+    version: int
+
+
+def user(record: User) -> UserOut:
+    return UserOut(
+        id=record.id, email=record.email, name=record.name, role=record.role, status=record.status,
+        has_password=bool(record.password_hash), created_by=record.created_by, created_at=moment(record.created_at),
+        updated_at=moment(record.updated_at), version=record.version,
     )  # fmt: skip
 
 

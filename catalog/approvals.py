@@ -247,26 +247,34 @@ class Once(Record, kw_only=True, omit_defaults=True):
     watch: Literal["", "on"] = "on"
 
 
+APPROVALS_SINCE: Final = 5
+"""The migration that brings these."""
+
+_SINCE: Final = APPROVALS_SINCE
+
 APPROVAL_POLICIES: Final = Entity(
-    "approval_policy", ApprovalPolicy, (Index("by_org", ("org",)), Index("name", ("org", "name"), unique=True)), since=2
+    "approval_policy",
+    ApprovalPolicy,
+    (Index("by_org", ("org",)), Index("name", ("org", "name"), unique=True)),
+    since=_SINCE,
 )
 APPROVALS: Final = Entity(
     "approval", Approval,
     (Index("by_org", ("org",)), Index("by_state", ("org", "state")), Index("by_agent", ("org", "agent")),
      Index("by_agent_state", ("org", "agent", "state")),
      Index("twin", ("org", "twin"), unique=True), Index("due", ("watch",), sort="due_at", across=True)),
-    since=2,
+    since=_SINCE,
 )  # fmt: skip
-GRANTS: Final = Entity("grant", Grant, (Index("by_org", ("org",)), Index("by_pair", ("org", "pair"))), since=2)
+GRANTS: Final = Entity("grant", Grant, (Index("by_org", ("org",)), Index("by_pair", ("org", "pair"))), since=_SINCE)
 CHANNELS: Final = Entity(
-    "channel", Channel, (Index("by_org", ("org",)), Index("name", ("org", "name"), unique=True)), since=2
+    "channel", Channel, (Index("by_org", ("org",)), Index("name", ("org", "name"), unique=True)), since=_SINCE
 )
 DELIVERIES: Final = Entity(
     "delivery", Delivery,
-    (Index("by_org", ("org",)), Index("due", ("state",), sort="due_at", across=True)), since=2,
+    (Index("by_org", ("org",)), Index("due", ("state",), sort="due_at", across=True)), since=_SINCE,
 )  # fmt: skip
 ONCES: Final = Entity(
-    "once", Once, (Index("by_org", ("org",)), Index("due", ("watch",), sort="until", across=True)), since=2
+    "once", Once, (Index("by_org", ("org",)), Index("due", ("watch",), sort="until", across=True)), since=_SINCE
 )
 
 APPROVAL_ENTITIES: Final = (APPROVAL_POLICIES, APPROVALS, GRANTS, CHANNELS, DELIVERIES, ONCES)

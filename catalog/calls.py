@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from .profiles import Risk, SideEffect
-from .records import AgentStatus, Door, Effect
+from .records import AgentStatus, Door, Effect, Role
 
 Code = Literal[
     "ALLOWED", "AGENT_SUSPENDED", "AGENT_ARCHIVED", "NO_PROFILE", "TOOL_UNKNOWN", "TOOL_DENIED", "TOOL_NOT_GRANTED",
@@ -85,6 +85,29 @@ class Principal:
         return self.expires_at != 0 and self.expires_at <= now * 1000
 
 
+class Person(Principal):
+    """Somebody who signed in. `key_id` is the user's id, so that records name who did it; `scopes` are the role's, as
+    they are at this request. A `Person` is made for one request and never kept."""
+
+    __slots__ = ("email", "limited", "name", "role", "session_id")
+
+    def __init__(
+        self, org: str, user_id: str, role: Role, scopes: frozenset[str], *, session_id: str, email: str = "",
+        name: str = "", limited: bool = False,
+    ) -> None:  # fmt: skip
+        """`limited`: the organisation asks for a second factor and there is none yet, so only own affairs are open."""
+        super().__init__(org, "", "", user_id, scopes=() if limited else tuple(scopes))
+        self.role: Role = role
+        self.session_id = session_id
+        self.email = email
+        self.name = name
+        self.limited = limited
+
+    @property
+    def user_id(self) -> str:
+        return self.key_id
+
+
 _EMPTY: Final[dict[str, Any]] = {}
 
 
@@ -92,18 +115,20 @@ class Call:
     """One call under decision. `raw` are the argument bytes (JSON) exactly as received; `args` is their decoded form,
     made at the first look (msgspec.DecodeError when they are not a JSON object: doors check before they build a Call).
 
-    `tool` is the catalog's id; `at` is UNIX time in seconds; `ip` is the client's address, proxies resolved.
+    `tool` is the catalog's id; `at` is UNIX time in seconds; `ip` is the client's address, proxies resolved. `exact`:
+    `raw` is known to be what encoding `args` again would give, so that no key can stand in it twice.
     """
 
     __slots__ = (
-        "_args", "at", "door", "id", "idempotency", "ip", "principal", "raw", "request_id", "tool", "trace_id",
+        "_args", "at", "door", "exact", "id", "idempotency", "ip", "principal", "raw", "request_id", "tool", "trace_id",
         "upstream",
     )  # fmt: skip
 
     def __init__(
-        self, principal: Principal, tool: str, raw: bytes | msgspec.Raw, *, id: str, at: float, door: Door = "mcp",  # noqa: A002
-        upstream: str = "", ip: str = "", request_id: str = "", trace_id: str = "",
+        self, principal: Principal, tool: str, raw: bytes | msgspec.Raw, id: str, at: float, door: Door = "mcp",  # noqa: A002
+        upstream: str = "", ip: str = "", request_id: str = "", trace_id: str = "", args: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """With `args` the door has decoded them already, and `raw` is their encoding (`exact`)."""
         self.principal = principal
         self.tool = tool
         self.raw = raw
@@ -115,7 +140,8 @@ class Call:
         self.request_id = request_id
         self.trace_id = trace_id
         self.idempotency = ""
-        self._args: dict[str, Any] | None = None
+        self._args = args
+        self.exact = args is not None
 
     @property
     def args(self) -> dict[str, Any]:

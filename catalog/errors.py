@@ -57,10 +57,40 @@ class Unauthenticated(EnterpriseError):
     code, status = "UNAUTHENTICATED", 401
 
 
+class SignInFailed(Unauthenticated):
+    """E-mail, password or code are not right."""
+
+    code = "SIGN_IN_FAILED"
+
+
+class SecondFactorRequired(Unauthenticated):
+    """The code of the second factor is needed too."""
+
+    code = "SECOND_FACTOR_REQUIRED"
+
+
+class LinkInvalid(EnterpriseError):
+    """This link is not valid: used, expired, or replaced by a newer one."""
+
+    code, status = "LINK_INVALID", 410
+
+
 class Forbidden(EnterpriseError):
     """This credential may not do that."""
 
     code, status = "FORBIDDEN", 403
+
+
+class CrossSite(Forbidden):
+    """A change was asked for by another site's page."""
+
+    code = "CROSS_SITE"
+
+
+class SecondFactorMissing(Forbidden):
+    """This organisation asks for a second factor: set yours up first."""
+
+    code = "SECOND_FACTOR_MISSING"
 
 
 class HostRefused(Forbidden):
@@ -85,6 +115,24 @@ class PreconditionFailed(EnterpriseError):
     """It was changed since you read it; read it again."""
 
     code, status = "PRECONDITION_FAILED", 412
+
+
+class PreconditionRequired(EnterpriseError):
+    """Say with If-Match which version this changes: the ETag that was read, or * for whichever it is."""
+
+    code, status = "PRECONDITION_REQUIRED", 428
+
+
+class KeyReused(EnterpriseError):
+    """This Idempotency-Key was sent with another request before."""
+
+    code, status = "IDEMPOTENCY_KEY_REUSED", 422
+
+
+class InFlight(EnterpriseError):
+    """A request with this Idempotency-Key has begun, and its end is not known yet."""
+
+    code, status = "IDEMPOTENCY_IN_FLIGHT", 409
 
 
 class UseCursor(BadRequest):
@@ -138,6 +186,12 @@ class Conflict(StoreError):
     def __init__(self, index: str, message: str | None = None) -> None:
         super().__init__(message or f"A record with this value exists already ({index}).", index=index)
         self.index = index
+
+
+class LastOwner(EnterpriseError):
+    """An organisation keeps at least one active owner."""
+
+    code, status = "LAST_OWNER", 409
 
 
 class LimitReached(StoreError):

@@ -12,9 +12,12 @@ from typing import Final
 
 PREFIXES: Final = {
     "org": "org", "user": "usr", "agent": "agt", "profile": "prf", "key": "key", "upstream": "ups",
-    "tool": "tol", "call": "dec", "audit": "aud", "request": "req", "approval": "apr", "approval_policy": "apl",
-    "grant": "gra", "channel": "chn", "delivery": "dlv",
+    "tool": "tol", "call": "dec", "audit": "aud", "request": "req", "session": "ses", "ticket": "tkt",
+    "anchor": "anc", "replay": "idm", "approval": "apr", "approval_policy": "apl", "grant": "gra", "channel": "chn",
+    "delivery": "dlv",
 }  # fmt: skip
+
+CALL_PREFIX: Final = f"{PREFIXES['call']}_"
 
 _tail = ""
 _last = 0
@@ -31,8 +34,8 @@ reseed()
 os.register_at_fork(after_in_child=reseed)
 
 
-def uuid7() -> str:
-    """A new UUIDv7 as 32 hex digits, in half a microsecond.
+def uuid7(prefix: str = "") -> str:
+    """A new UUIDv7 as 32 hex digits behind a prefix, in half a microsecond.
 
     The 12 bits after the milliseconds hold the sub-millisecond fraction (RFC 9562 section 6.2, method 3), advanced by
     one where two ids fall on the same; the low 62 bits are random and drawn once a process.
@@ -45,12 +48,12 @@ def uuid7() -> str:
         stamp = _last + 1
     _last = stamp
     digits = f"{stamp:015x}"
-    return f"{digits[:12]}7{digits[12:]}{_tail}"
+    return f"{prefix}{digits[:12]}7{digits[12:]}{_tail}"
 
 
 def new_id(kind: str) -> str:
     """A new id for one of `PREFIXES`, e.g. `agt_019b...`. KeyError for an unknown kind (programmer error)."""
-    return f"{PREFIXES[kind]}_{uuid7()}"
+    return uuid7(f"{PREFIXES[kind]}_")
 
 
 def time_of(identifier: str) -> int:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from .approvals import APPROVAL_ENTITIES
+from .approvals import APPROVAL_ENTITIES, APPROVALS_SINCE
 from .profiles import Profile, Risk, SideEffect
 from .store import Entity, Index, Record
 
@@ -19,6 +19,9 @@ UpstreamKind = Literal["mcp_http", "mcp_stdio"]
 ToolKind = Literal["tool", "resource", "template", "prompt"]
 PinPolicy = Literal["flag", "hold"]
 Role = Literal["viewer", "member", "admin", "owner"]
+UserStatus = Literal["active", "suspended"]
+SessionKind = Literal["token", "page"]
+TicketPurpose = Literal["invite", "reset", "sign_in"]
 Effect = Literal["allow", "deny", "hold"]
 Outcome = Literal["ok", "error", "denied", "held", "not_sent", "timeout", "broken", "cancelled", "unknown"]
 Door = Literal["mcp", "checks"]
@@ -32,12 +35,15 @@ class Org(Record, kw_only=True, omit_defaults=True):
 
 
 class User(Record, kw_only=True, omit_defaults=True):
-    """A person. `password_hash` is Argon2id in PHC format. E-mail is stored lower-cased."""
+    """A person. `password_hash` is Argon2id in PHC format, "" until one is set. E-mail is stored lower-cased."""
 
     email: str = ""
     name: str = ""
     role: Role = "viewer"
     password_hash: str = ""
+    status: UserStatus = "active"
+    password_at: int = 0
+    created_by: str = ""
 
 
 class Agent(Record, kw_only=True, omit_defaults=True):
@@ -132,7 +138,8 @@ class CallRecord(Record, kw_only=True, omit_defaults=True, gc=False):
     leaves (to `trace_id`) stands before its outcome, so that the journal can join the two without decoding either.
 
     `seq`, `prev` and `hash` are set when the record is drained. `at` is the decision in microseconds since the
-    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the argument bytes as received.
+    epoch; durations are microseconds, sizes bytes. `args_digest` is SHA-256 (hex) of the arguments that were judged, as
+    compact JSON (docs/journal.md); "" when there are none.
     """
 
     agent: str = ""
@@ -169,6 +176,19 @@ class ChainHead(Record, kw_only=True, omit_defaults=True):
     hash: str = ""
 
 
+class ChainAnchor(Record, kw_only=True, omit_defaults=True):
+    """A place where an organisation's chain was cut: records up to `seq` were removed on purpose, and the check starts
+    behind it. `hash` is the hash of record `seq`; `before` (ms) the age that was asked for; `by` who asked, `at` (ms)
+    when; `pruned` how many records this cut took."""
+
+    seq: int = 0
+    hash: str = ""
+    before: int = 0
+    by: str = ""
+    at: int = 0
+    pruned: int = 0
+
+
 class SpoolMark(Record, kw_only=True, omit_defaults=True):
     """How far a worker's spool is drained. `id` is the spool's name; `org` is GLOBAL. `offset` is a position in the
     spool (segment number * 2^32 + bytes); `done`: all of it is in the store, what is left of its files may go."""
@@ -184,7 +204,8 @@ class Epoch(Record, kw_only=True, omit_defaults=True):
 
 
 class AuditEntry(Record, kw_only=True, omit_defaults=True):
-    """One mutation, refusal or sign-in in the admin module. `at` in milliseconds."""
+    """One mutation, refusal or sign-in in the admin module. `at` in milliseconds. `actor` is the id of a key or of a
+    person (`usr_...`), `anonymous`, or where the command line did it, `cli`."""
 
     at: int = 0
     actor: str = ""
@@ -207,8 +228,86 @@ class CheckReport(Record, kw_only=True, omit_defaults=True):
     duration_us: int = 0
 
 
+class Replay(Record, kw_only=True, omit_defaults=True):
+    """The answer to a request that carried an Idempotency-Key; `id` is made of who sent which key where. `fingerprint`:
+    SHA-256 (hex) of query and body. `body` holds no secret: what was shown once is null. Gone at `ends_at` (ms)."""
+
+    shelf: Literal["replay"] = "replay"
+    state: Literal["running", "done"] = "running"
+    fingerprint: str = ""
+    status: int = 0
+    body: str = ""
+    etag: str = ""
+    location: str = ""
+    ends_at: int = 0
+
+
+class Session(Record, kw_only=True, omit_defaults=True):
+    """One sign-in of a person; it ends when this record goes. Secrets are kept as SHA-256 (hex) only.
+
+    `lookup` finds it: of kind `token` by the part of the refresh token that stays, of kind `page` by the cookie.
+    `current` is the refresh secret that is valid now; whoever shows an older one has stolen it, or was stolen from.
+    """
+
+    user_id: str = ""
+    kind: SessionKind = "token"
+    lookup: str = ""
+    current: str = ""
+    expires_at: int = 0
+    seen_at: int = 0
+    ip: str = ""
+    agent: str = ""
+    method: str = ""
+
+
+class SecondFactor(Record, kw_only=True, omit_defaults=True):
+    """A person's TOTP (RFC 6238); `id` is the user's. `secret` and `pending` are sealed; `on_at` 0: not switched on.
+    `last_step`: the time step of the last code taken. `recovery`: SHA-256 (hex) of the unused recovery codes."""
+
+    secret: str = ""
+    pending: str = ""
+    on_at: int = 0
+    last_step: int = 0
+    recovery: tuple[str, ...] = ()
+
+
+class Ticket(Record, kw_only=True, omit_defaults=True):
+    """A one-time link: whoever has it may do what `purpose` says, once, for this person. Kept as SHA-256 (hex)."""
+
+    user_id: str = ""
+    purpose: TicketPurpose = "reset"
+    digest: str = ""
+    expires_at: int = 0
+    created_by: str = ""
+
+
+class Roster(Record, kw_only=True, omit_defaults=True):
+    """Guards that an organisation keeps an owner: whoever takes one away replaces this, so two at once collide.
+    `id == "owners"`; `changes` counts."""
+
+    changes: int = 0
+
+
+class Company(Record, kw_only=True, omit_defaults=True):
+    """What an organisation has set for itself; `id == "company"`. `secrets` are sealed."""
+
+    domain: str = ""
+    contact: str = ""
+    timezone: str = "UTC"
+    require_second_factor: bool = False
+    session_hours: int = 0
+    mail_host: str = ""
+    mail_port: int = 587
+    mail_user: str = ""
+    mail_from: str = ""
+    secrets: dict[str, str] = {}
+
+
 ORGS: Final = Entity("org", Org, (Index("by_org", ("org",)),))
-USERS: Final = Entity("user", User, (Index("email", ("email",), unique=True, across=True), Index("by_org", ("org",))))
+USERS: Final = Entity(
+    "user", User, (Index("email", ("email",), unique=True, across=True), Index("by_org", ("org",)),
+                   Index("by_role", ("org", "role")))
+)  # fmt: skip
 AGENTS: Final = Entity(
     "agent", Agent, (Index("name", ("org", "name"), unique=True), Index("by_org", ("org",)),
                      Index("by_status", ("org", "status")), Index("by_profile", ("org", "profile_id")))
@@ -218,7 +317,7 @@ PROFILES: Final = Entity(
 )
 KEYS: Final = Entity(
     "key", ApiKey, (Index("digest", ("digest",), unique=True, across=True), Index("by_org", ("org",)),
-                    Index("by_agent", ("org", "agent_id")))
+                    Index("by_agent", ("org", "agent_id")), Index("by_creator", ("org", "created_by")))
 )  # fmt: skip
 UPSTREAMS: Final = Entity(
     "upstream", Upstream, (Index("name", ("org", "name"), unique=True), Index("by_org", ("org",)))
@@ -230,18 +329,34 @@ TOOLS: Final = Entity(
 CALLS: Final = Entity(
     "call", CallRecord,
     (Index("by_org", ("org",)), Index("by_agent", ("org", "agent")), Index("chain", ("org",), sort="seq")),
-    append_only=True,
+    append_only=True, time_ordered="dec",
 )  # fmt: skip
 CHAIN_HEADS: Final = Entity("chain_head", ChainHead)
+ANCHORS: Final = Entity("chain_anchor", ChainAnchor, (Index("by_seq", ("org",), sort="seq"),), since=2)
 SPOOL_MARKS: Final = Entity("spool_mark", SpoolMark, (Index("by_org", ("org",)),))
 EPOCHS: Final = Entity("epoch", Epoch)
 AUDIT: Final = Entity(
     "audit", AuditEntry,
-    (Index("by_org", ("org",)), Index("by_actor", ("org", "actor")), Index("by_action", ("org", "action"))),
+    (Index("by_org", ("org",)), Index("by_actor", ("org", "actor")), Index("by_action", ("org", "action")),
+     Index("by_resource", ("org", "resource")), Index("by_outcome", ("org", "outcome"))),
     append_only=True,
 )  # fmt: skip
 
 CHECK_REPORTS: Final = Entity("check_report", CheckReport, (Index("waiting", ("state",), across=True),))
+
+REPLAYS: Final = Entity("replay", Replay, (Index("by_end", ("shelf",), sort="ends_at", across=True),), since=2)
+
+SESSIONS: Final = Entity(
+    "session", Session, (Index("lookup", ("lookup",), unique=True, across=True),
+                         Index("by_user", ("org", "user_id"))), since=3,
+)  # fmt: skip
+SECOND_FACTORS: Final = Entity("second_factor", SecondFactor, since=3)
+TICKETS: Final = Entity(
+    "ticket", Ticket, (Index("digest", ("digest",), unique=True, across=True), Index("by_user", ("org", "user_id"))),
+    since=3,
+)  # fmt: skip
+ROSTERS: Final = Entity("roster", Roster, since=3)
+COMPANIES: Final = Entity("company", Company, since=3)
 
 ENTITIES: Final = (
     ORGS,
@@ -268,5 +383,13 @@ class Migration(msgspec.Struct, frozen=True):
     indexes: tuple[tuple[str, str], ...] = ()
 
 
-MIGRATIONS: Final = (Migration(1, ENTITIES), Migration(2, APPROVAL_ENTITIES))
+PEOPLE: Final = Migration(
+    3,
+    (SESSIONS, SECOND_FACTORS, TICKETS, ROSTERS, COMPANIES),
+    (("user", "by_role"), ("key", "by_creator"), ("audit", "by_resource"), ("audit", "by_outcome")),
+)
+
+MIGRATIONS: Final = (
+    Migration(1, ENTITIES), Migration(2, (ANCHORS, REPLAYS)), PEOPLE, Migration(APPROVALS_SINCE, APPROVAL_ENTITIES),
+)  # fmt: skip
 """In order, without gaps. Released ones never change; a new entity or index is a new Migration at the end."""

@@ -13,7 +13,7 @@ Shaped so that SQL, MongoDB and DynamoDB can all hold the same promises:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -59,13 +59,18 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Entity(msgspec.Struct, frozen=True):
-    """One kind of record. `name` is the table or item prefix; `since` is the migration that brought it."""
+    """One kind of record. `name` is the table or item prefix; `since` is the migration that brought it.
+
+    `time_ordered`: every id is this prefix and a UUIDv7 in hex (`catalog.ids`). An append-only entity that says so, and
+    has an index on `org` alone, is pruned by its ids and needs no index of times.
+    """
 
     name: str
     type: type[Record]
     indexes: tuple[Index, ...] = ()
     append_only: bool = False
     since: int = 1
+    time_ordered: str = ""
 
     def index(self, name: str) -> Index:
         for index in self.indexes:
@@ -74,6 +79,15 @@ class Entity(msgspec.Struct, frozen=True):
         from .errors import UndeclaredQuery
 
         raise UndeclaredQuery(f"{self.name} has no index {name!r}", entity=self.name, index=name)
+
+
+class Encoded(NamedTuple):
+    """A record for `append` in its stored form, for writers that have it so: `keys` are its `org`, its `id` and the
+    fields that the entity's indexes name, in order of first use; `body` is its JSON with `created_at` set. Trusted to
+    say the same."""
+
+    keys: tuple[Any, ...]
+    body: bytes
 
 
 class Insert(msgspec.Struct, frozen=True):
@@ -165,7 +179,7 @@ class Store(Protocol):
         Of several failing writes the first in order decides the error. One record may be written once per batch.
         """
 
-    async def append(self, entity: Entity, records: Sequence[Record], *guards: Write) -> None:
+    async def append(self, entity: Entity, records: Sequence[Record | Encoded], *guards: Write) -> None:
         """Store many immutable records, then commit `guards`. Storing an id again overwrites it (same content, or a
         re-chained one after `Stale`). On a backend with large transactions all of it is atomic; on others rows may
         be there before the guards are: readers trust only what the guards vouch for (the chain head's sequence)."""

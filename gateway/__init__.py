@@ -9,8 +9,11 @@ Read in this order: `cli/` -> `server` -> `lane` -> `doors/mcp` -> `proxy` -> `p
 * `upstreams`, `mcpclient`: the servers behind the gateway, live; the gateway as their client.
 * `journal`, `spool`, `streams`, `drain`, `chainverify`, `redaction`: the record that survives any crash.
 * `approvals/`: held calls, from the hold to the result; `doors/held`, `doors/once`: how agents get it.
+* `people/`: who signs in, with what, and what keeps others out; roles over the scopes of `scopes`.
 * `accounts`, `registry`, `tools_registry`, `changes`: what operators manage; `vault`, `passwords`: secrets at rest.
-* `epochs`: changes made elsewhere are seen within half a second. `metrics`, `logs`: what operators see.
+* `retention`: old records go, the rest stays provable. `audit`: who changed what, from the API and the command line.
+* `epochs`: changes made elsewhere are seen within half a second. `metrics` and `metrics_*`, `logs`: what operators see.
+* `stores`: adapters by name, and the store that the settings mean.
 * `settings`, `settings_load`, `setup`: configuration. `runtime`: the composition root. `server`, `workers`: processes.
 * `demo/`: the organisation, agent and mail server of `make run`.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -36,7 +36,9 @@ from ..catalog.store import GLOBAL, MAX_PAGE, Delete, Insert, Query, Replace, St
 from ..policies.validation import validate_profile
 from .changes import ATTEMPTS, ROOM, Changes, Clock
 from .keys import KeySpec, checked, narrowed, new_secret, to_record
-from .passwords import Passwords
+
+if TYPE_CHECKING:
+    from .passwords import Passwords
 
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$(?!\n)"
 """One line of text: no control characters and no line separators. (`$` alone lets a final line feed pass.)"""
@@ -94,7 +96,7 @@ class Accounts:
     ) -> None:  # fmt: skip
         self._store = store
         self._changes = Changes(store, clock, on_change)
-        self._passwords = passwords or Passwords()
+        self._passwords = passwords
 
     # -- organisations and people --------------------------------------------------------------------------------
     async def create_org(self, name: str, plan: str = "self-hosted") -> Org:
@@ -105,16 +107,25 @@ class Accounts:
         org = Org(org=GLOBAL, id=new_id("org"), name=name, plan=plan, created_at=now, updated_at=now)
         return _first(await self._changes.commit(Insert(ORGS, org)), Org)
 
-    async def create_user(self, org: str, email: str, password: str, *, name: str = "", role: Role = "owner") -> User:
-        """A person who may sign in. Conflict("email") when the address is taken, in whichever organisation."""
-        address = email.strip().lower()
-        if not _EMAIL.fullmatch(address):
-            raise ValidationFailed([("/email", "invalid", f"{email!r} is no e-mail address.")])
-        hashed = await self._passwords.hash(password)
+    async def create_user(
+        self, org: str, email: str, password: str | None, *, name: str = "", role: Role = "owner", created_by: str = ""
+    ) -> User:
+        """A person who may sign in; without a password only once they have set one by a one-time link.
+
+        Conflict("email") when the address is taken, in whichever organisation.
+        """
+        address = canonical_email(email)
+        hashed = ""
+        if password is not None:
+            if self._passwords is None:
+                from .passwords import Passwords  # argon2 is not loaded by a worker that nobody signs in at
+
+                self._passwords = Passwords()
+            hashed = await self._passwords.hash(password)
         now = self._changes.now()
         user = User(
             org=org, id=new_id("user"), email=address, name=name, role=role, password_hash=hashed,
-            created_at=now, updated_at=now,
+            password_at=now if hashed else 0, created_by=created_by, created_at=now, updated_at=now,
         )  # fmt: skip
         return _first(await self._changes.commit(Insert(USERS, user)), User)
 
@@ -337,6 +348,14 @@ class Accounts:
             cursor = page.cursor
             if not cursor:
                 return records
+
+
+def canonical_email(email: str) -> str:
+    """An address as it is stored and looked up. ValidationFailed when it is none."""
+    address = email.strip().lower()
+    if not _EMAIL.fullmatch(address):
+        raise ValidationFailed([("/email", "invalid", f"{email!r} is no e-mail address.")])
+    return address
 
 
 def _check_profile(spec: Profile, path: str) -> None:

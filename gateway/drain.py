@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from operator import attrgetter
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,21 +25,25 @@ import structlog
 
 from ..catalog.errors import Conflict, EnterpriseError, Stale
 from ..catalog.records import CALLS, CHAIN_HEADS, SPOOL_MARKS, CallRecord, ChainHead, SpoolMark
-from ..catalog.store import GLOBAL, Delete, Insert, Replace, Store, Write
+from ..catalog.store import GLOBAL, Delete, Encoded, Insert, Replace, Store, Write
 from .chainverify import HEAD_ID, decode, encode, link
 from .spool import STRIDE, Frame, Segment, claim_orphans
 from .streams import Counts, LiveStream, OrphanStream, Stream
 
-BATCH: Final = 1000
+BATCH: Final = 8000
+"""Records in one commit, at most: what a busy second brings goes into few, so that an index page that many of them
+touch is written once (SQLite: 11 us a record in batches of 1000, 7.7 in batches of 4000, 6.7 in 8000)."""
+
 MAX_ORGS: Final = 90
 """Organisations in one batch: their heads and the mark are one commit of at most `MAX_BATCH` writes."""
 
 _SLICE: Final = 128
-"""Records linked before the loop gets its turn: about 0.6 ms."""
+"""Records linked before the loop gets its turn: about 0.4 ms."""
 _BACKOFF: Final = (0.05, 5.0)
 _WARY: Final = 32
 _HEADS_MAX: Final = 10_000
-_PLACE: Final = attrgetter("org", "agent")
+Body = tuple[bytes, bytes]
+"""(organisation as it stands in the JSON, a record without its place in the chain)."""
 
 T = TypeVar("T")
 
@@ -156,15 +160,21 @@ class Drain:
                 return True
         batch, offset = _next_batch(stream)
         heads = await self._heads_of({org for org, _ in batch})
-        records = await self._linked(batch, heads)
+        rows = await self._linked(batch, heads)
         mark = msgspec.structs.replace(stream.mark, offset=max(stream.mark.offset, offset), done=done)
         stream.doubt = True
-        await self._store.append(CALLS, records, *map(_guard, heads.values()), _guard(mark))
+        await self._store.append(CALLS, rows, *map(_guard, heads.values()), _guard(mark))
         self._committed(stream, len(batch), heads, mark)
-        if self.observe is not None:
-            for record in records:
-                self.observe(record)
+        await self._tell(rows)
         return True
+
+    async def _tell(self, rows: list[Encoded]) -> None:
+        """Observers are told a few records at a time, so that the loop gets its turn."""
+        if self.observe is not None:
+            for number, row in enumerate(rows):
+                self.observe(decode(row.body))
+                if number % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)
 
     def _committed(self, stream: Stream, count: int, heads: dict[bytes, ChainHead], mark: SpoolMark) -> None:
         stream.doubt = False
@@ -195,12 +205,14 @@ class Drain:
             heads[org] = msgspec.structs.replace(head)
         return heads
 
-    async def _linked(self, batch: list[tuple[bytes, bytes]], heads: dict[bytes, ChainHead]) -> list[CallRecord]:
-        records = []
+    async def _linked(self, batch: list[Body], heads: dict[bytes, ChainHead]) -> list[Encoded]:
+        """The records of a batch at their places in their chains, ready for the store."""
+        rows: list[Encoded] = []
         for start in range(0, len(batch), _SLICE):
             for org, body in batch[start : start + _SLICE]:
                 head = heads[org]
-                seq, prev = head.seq + 1, head.hash.encode()
+                seq = head.seq + 1
+                prev = head.hash.encode()
                 text, digest = link(body, seq, prev)
                 try:
                     record = decode(text)
@@ -210,13 +222,11 @@ class Drain:
                     log.error("journal_record_mended", error=str(error), record=repr(body))  # noqa: TRY400
                     text, digest = link(mended(body), seq, prev)
                     record = decode(text)
-                record.hash = digest
                 head.seq, head.hash = seq, digest
-                records.append(record)
+                keys = (record.org, record.id, record.agent, seq)
+                rows.append(Encoded(keys, b'%b,"hash":"%b"}' % (text[:-1], digest.encode())))
             await asyncio.sleep(0)
-        # Neighbours in the store's indexes one after the other: a third less work for SQLite.
-        records.sort(key=_PLACE)
-        return records
+        return rows
 
     async def _read_mark(self, stream: Stream) -> SpoolMark:
         mark = await self._store.get(SPOOL_MARKS, GLOBAL, stream.name)
@@ -265,22 +275,23 @@ async def _nothing() -> None:
     """Between batches."""
 
 
-def _next_batch(stream: Stream) -> tuple[list[tuple[bytes, bytes]], int]:
-    """(organisation as it stands in the JSON, record) of the next records, and the position after them."""
-    batch: list[tuple[bytes, bytes]] = []
+def _next_batch(stream: Stream) -> tuple[list[Body], int]:
+    """The next records, and the position after them."""
+    batch: list[Body] = []
     orgs: set[bytes] = set()
+    org = start = b"?"
     offset = 0 if stream.ready else stream.position
-    for body, position in stream.ready:
-        # Every body begins with {"org":"
-        org = body[8 : body.index(b'"', 8)]
-        if org not in orgs:
-            if len(orgs) == MAX_ORGS:
-                break
-            orgs.add(org)
+    for body, position in islice(stream.ready, BATCH):
+        # Every body begins with {"org":"...", and mostly with the one before.
+        if not body.startswith(start):
+            org = body[8 : body.index(b'"', 8)]
+            start = b'{"org":"%b"' % org
+            if org not in orgs:
+                if len(orgs) == MAX_ORGS:
+                    break
+                orgs.add(org)
         batch.append((org, body))
         offset = position
-        if len(batch) == BATCH:
-            break
     return batch, offset
 
 

@@ -12,11 +12,9 @@ the spool full. All methods are for the loop's thread. docs/journal.md says what
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -26,11 +24,12 @@ import structlog
 from ..catalog.calls import Call, Verdict
 from ..catalog.errors import JournalBroken, JournalFull, SettingsError
 from ..catalog.records import CallRecord, Outcome
-from ..catalog.store import GLOBAL, Store
-from .chainverify import Ending, Intent, encode, joined
+from ..catalog.store import Store
+from .chainverify import Ending, encode, joined
+from .drafts import ENDING_MAX, FLAGS, MAX_DRAFTED, PLAIN_ENDING, Draft, ending, flag_line, intent, quoted
 from .drain import Drain
 from .groupsync import GroupSync
-from .redaction import kept_arguments
+from .redaction import is_plain
 from .settings import JournalSettings
 from .spool import CARRIED, COMPLETE, INTENT, OUTCOME, OVERHEAD, Home, Spool
 from .streams import Counts, LiveStream
@@ -41,13 +40,8 @@ Ticket = int
 ADOPT_EVERY: Final = 10.0
 """Seconds between looks for spools of workers that have died since."""
 
-ENDING_MAX: Final = 512
-"""Bytes of an outcome's frame that are set aside for every open call."""
-
 _ENDING_FRAME: Final = ENDING_MAX + OVERHEAD
 _RETRY: Final = 1.0
-_UNSAFE: Final = re.compile(r"[^\w .:/-]", re.ASCII)
-_BIG: Final = 2**53
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +73,8 @@ class Journal:
         self._root = Path(data_dir).absolute() / "spool"
         self._drain = Drain(store, self._root, self.counts)
         self._drain.between = self._drain_live
-        self._keeps_arguments = settings.arguments == "redacted"
+        #: Whether a record keeps the arguments, secrets masked.
+        self.keeps_arguments = settings.arguments == "redacted"
         self._low = settings.segment_bytes // 2
         self._started = False
         #: Why nothing may be written, or "".
@@ -168,10 +163,20 @@ class Journal:
         deny. A record is kept under `call.id`: no two calls may share one."""
         if self._shut:
             raise JournalBroken(self._shut)
+        body = intent(call, verdict, request_bytes, self.spool.body_max, self.keeps_arguments)
+        return self._begun(body + flag_line(verdict.flags), verdict.flags)
+
+    def begin_as(self, draft: Draft | None, call: Call, verdict: Verdict, raw: bytes, request_bytes: int) -> Ticket:
+        """`begin` for one more call of a kind that there is a draft of, with `call.exact` and no ids but its own: the
+        same bytes, sooner."""
+        keeps = self.keeps_arguments
+        if self._shut or draft is None or len(raw) > MAX_DRAFTED or (keeps and not is_plain(call.args)):
+            return self.begin(call, verdict, request_bytes)
+        body = draft.fill(call.id.encode(), int(call.at * 1e6), raw, quoted(raw) if keeps else b"", request_bytes)
+        return self._begun(body, verdict.flags)
+
+    def _begun(self, body: bytes, flags: tuple[str, ...]) -> Ticket:
         spool = self.spool
-        body = self._intent(call, verdict, request_bytes)
-        if verdict.flags:
-            body += b"\n" + encode(verdict.flags)
         size = len(body) + OVERHEAD
         # Set aside: its outcome, and the same again should it have to be carried forward.
         reserve = size + _ENDING_FRAME
@@ -181,14 +186,14 @@ class Journal:
         spool.append(INTENT, ticket, body)
         self._open[ticket] = reserve
         self._reserved += reserve
-        if verdict.flags:
-            self._flags[ticket] = verdict.flags
+        if flags:
+            self._flags[ticket] = flags
         if spool.free - self._reserved < self._low:
             self._top_up()
         return ticket
 
     def finish(
-        self, ticket: Ticket, outcome: Outcome, *, status: int = 0, error: str = "", duration_us: int = 0,
+        self, ticket: Ticket, outcome: Outcome, status: int = 0, error: str = "", duration_us: int = 0,
         upstream_us: int = 0, response_bytes: int = 0, flags: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         """Write down how a call ended. Never raises for want of room. A second time for one ticket is counted only."""
@@ -199,7 +204,12 @@ class Journal:
             return
         if self._flags:
             flags = self._flags.pop(ticket, ()) + flags
-        body = _ending(Ending(outcome, status, error, duration_us, upstream_us, response_bytes, flags))
+        usual = duration_us > 0 and upstream_us > 0 and response_bytes > 0 and len(flags) < 4
+        if status == 200 and not error and usual:
+            flagged = FLAGS % encode(flags) if flags else b""
+            body = PLAIN_ENDING % (outcome.encode(), duration_us, upstream_us, response_bytes, flagged)
+        else:
+            body = ending(Ending(outcome, status, error, duration_us, upstream_us, response_bytes, flags))
         self.spool.append(OUTCOME, ticket, body)
         self._reserved -= reserve
         self._finished += 1
@@ -216,8 +226,8 @@ class Journal:
         if self._shut:
             raise JournalBroken(self._shut)
         spool = self.spool
-        ending = _ending(Ending(outcome, status, error, duration_us, 0, response_bytes, verdict.flags + flags))
-        body = joined(self._intent(call, verdict, request_bytes), ending)
+        end = ending(Ending(outcome, status, error, duration_us, 0, response_bytes, verdict.flags + flags))
+        body = joined(intent(call, verdict, request_bytes, spool.body_max, self.keeps_arguments), end)
         if spool.free - self._reserved < len(body) + OVERHEAD:
             raise self._full()
         spool.append(COMPLETE, 0, body)
@@ -226,21 +236,6 @@ class Journal:
             self._rouse()
         if spool.free - self._reserved < self._low:
             self._top_up()
-
-    def _intent(self, call: Call, verdict: Verdict, request_bytes: int) -> bytes:
-        who, raw, at = call.principal, call.raw, int(call.at * 1e6)
-        intent = Intent(
-            who.org or GLOBAL, call.id, at // 1000, who.agent_id, who.key_id, call.door, call.upstream, call.tool, at,
-            verdict.effect, verdict.rule, verdict.code, verdict.reason, sha256(raw).hexdigest() if raw else "",
-            kept_arguments(call) if raw and self._keeps_arguments else "", request_bytes, call.request_id,
-            call.trace_id,
-        )  # fmt: skip
-        try:
-            body = encode(intent)
-        except (UnicodeEncodeError, OverflowError):
-            return _trimmed(intent, self.spool.body_max)
-        # An outcome and a line of flags may come on top in one frame.
-        return body if len(body) <= self.spool.body_max - 2 * ENDING_MAX else _trimmed(intent, self.spool.body_max)
 
     async def flushed(self) -> None:
         """Return when all that was written so far is on the disk; at once where `sync` is `none`."""
@@ -389,37 +384,3 @@ async def _within(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
     except TimeoutError:
         return
-
-
-# -- what does not fit -------------------------------------------------------------------------------------------
-def _ending(ending: Ending) -> bytes:
-    """The bytes of an outcome, at most `ENDING_MAX` of them."""
-    try:
-        body = encode(ending)
-        if len(body) <= ENDING_MAX:
-            return body
-    except (UnicodeEncodeError, OverflowError):
-        log.debug("journal_outcome_not_encodable")
-    numbers = (ending.status, ending.duration_us, ending.upstream_us, ending.response_bytes)
-    status, duration, upstream, size = (max(-_BIG, min(_BIG, number)) for number in numbers)
-    flags = (*(_safe(flag, 24) for flag in ending.flags[:7]), "trimmed")
-    return encode(Ending(_safe(ending.outcome, 16), status, _safe(ending.error, 40), duration, upstream, size, flags))
-
-
-def _safe(text: str, length: int) -> str:
-    return _UNSAFE.sub("?", text[:length])
-
-
-_FROM_OUTSIDE: Final = ("upstream", "tool", "rule", "code", "reason", "request_id", "trace_id")
-
-
-def _trimmed(intent: Intent, limit: int) -> bytes:
-    """An intent with strings that are too long or no Unicode, made to fit half of `limit` bytes."""
-    # A character takes up to 6 bytes in JSON.
-    length = min(256, limit // 2 // (len(_FROM_OUTSIDE) * 6))
-    texts = {
-        name: getattr(intent, name).encode("utf-8", "backslashreplace").decode()[:length] for name in _FROM_OUTSIDE
-    }
-    if intent.args:
-        texts["args"] = "[too large, not kept]"
-    return encode(msgspec.structs.replace(intent, **texts))

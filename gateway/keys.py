@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from ..catalog.calls import Principal
+from ..catalog.calls import Person, Principal
 from ..catalog.errors import FieldError, Forbidden, ValidationFailed
 from ..catalog.records import ApiKey, KeyKind
 from . import scopes as scope_table
@@ -130,13 +130,15 @@ def _networks(texts: tuple[str, ...], faults: list[FieldError]) -> tuple[str, ..
 
 # -- what a key may give away ------------------------------------------------------------------------------------
 def narrowed(spec: KeySpec, minter: Principal) -> KeySpec:
-    """The key that `minter` (a key) may make where it asks for `spec`: what is left open is taken from the minter.
+    """The key that `minter` (a key, or a person) may make where it asks for `spec`: what is left open is taken from
+    the minter. A person who may make keys also makes agents' keys: an agent does what its profile says, nothing else.
 
     Raises Forbidden when the minter may not make keys, or `spec` reaches beyond it.
     """
     if minter.agent_id or not scope_table.covers(minter.scopes, scope_table.KEYS_CREATE):
         raise Forbidden("A key makes keys only with the scope keys:create.", scope=scope_table.KEYS_CREATE)
-    beyond = [scope for scope in spec.scopes if scope not in scope_table.delegable(minter.scopes)]
+    own = scope_table.delegable(minter.scopes) | ({scope_table.CALL} if isinstance(minter, Person) else set())
+    beyond = [scope for scope in spec.scopes if scope not in own]
     if beyond:
         raise Forbidden("A key cannot give away scopes it does not hold, nor keys:create or *.", scopes=beyond)
     expires_at = spec.expires_at

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import web
@@ -43,15 +43,23 @@ _ELSEWHERE: Final = frozenset(
 
 
 class Known:
-    """A head, understood. `door` keeps here what it made of it."""
+    """A head, understood. `door` is what its door made of it; `straight`, where the door sets it, is called with a lane
+    and a body, and takes the request from there or returns False. Its headers are read from its bytes again when they
+    are asked for: there is one of these for each agent that has called."""
 
-    __slots__ = ("door", "headers", "length", "path")
+    __slots__ = ("door", "head", "length", "path", "straight")
 
-    def __init__(self, path: str, headers: tuple[tuple[bytes, bytes], ...], length: int) -> None:
+    def __init__(self, path: str, head: bytes, length: int) -> None:
         self.path = path
-        self.headers = headers
+        self.head = head
         self.length = length
         self.door: Any = None
+        self.straight: Callable[[Lane, Known, bytes], bool] | None = None
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        lines = self.head[:-4].split(b"\r\n")[1:]
+        return tuple((match[1], match[2] or b"") for line in lines if (match := _LINE.fullmatch(line)) is not None)
 
 
 def learn(head: bytes) -> Known | None:
@@ -60,7 +68,6 @@ def learn(head: bytes) -> Known | None:
     start = _START.fullmatch(lines[0])
     if start is None or len(lines) > 100 or len(head) > MAX_HEAD:
         return None
-    headers: list[tuple[bytes, bytes]] = []
     length = -1
     hosts = 0
     for line in lines[1:]:
@@ -76,10 +83,9 @@ def learn(head: bytes) -> Known | None:
                 return None
             length = int(value)
         hosts += low == b"host"
-        headers.append((name, value))
     if length < 0 or hosts != 1:
         return None
-    return Known(start[1].decode(), tuple(headers), length)
+    return Known(start[1].decode(), head, length)
 
 
 class Drainer:
@@ -159,11 +165,21 @@ class LaneRequest:
         return len(self.body)
 
 
+Work = Coroutine[Any, Any, web.StreamResponse]
+
+
+class InFlight(Protocol):
+    """A call that a door forwarded without a coroutine. It ends with `Lane.answered` or `Lane.go_on`."""
+
+    def cancel(self) -> None:
+        """The client has left: end it, and write that down."""
+
+
 class House(Protocol):
     """What the lanes lead to."""
 
-    async def quick(self, request: LaneRequest) -> web.StreamResponse:
-        """Answer a request. Raises nothing but CancelledError."""
+    async def quick(self, request: LaneRequest, rest: Work | None = None) -> web.StreamResponse:
+        """Answer a request, or await the `rest` of its answer. Raises nothing but CancelledError."""
 
     def serves(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether a head's Host and Origin are this gateway's."""
@@ -223,7 +239,9 @@ class Lane(asyncio.Protocol):
         self._lanes = lanes
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
-        self._queue: deque[LaneRequest] = deque()
+        self._todo: tuple[LaneRequest, Work | None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._flight: InFlight | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._busy = False
@@ -244,6 +262,8 @@ class Lane(asyncio.Protocol):
         self.transport = None
         self._lanes.open.discard(self)
         self.resume_writing()
+        self._land()
+        self._forsake()
         if self._task is not None:
             self._task.cancel()
 
@@ -273,9 +293,12 @@ class Lane(asyncio.Protocol):
             return
         end = data.find(b"\r\n\r\n") + 4
         if end > 3:
-            known = self._lanes.find(data[:end])
+            head = data[:end]
+            known = self._lanes.heads.get(head) or self._lanes.find(head)
             if known is not None and len(data) - end == known.length:  # one whole request: the common case
-                self._begin(LaneRequest(self, known, data[end:]))
+                body = data[end:]
+                if known.straight is None or not known.straight(self, known, body):
+                    self._begin(LaneRequest(self, known, body))
                 return
         self._buffer += data
         self._next()
@@ -308,8 +331,11 @@ class Lane(asyncio.Protocol):
         self._begin(LaneRequest(self, known, body))
 
     def _begin(self, request: LaneRequest) -> None:
+        self._put(request, None)
+
+    def _put(self, request: LaneRequest, rest: Work | None) -> None:
         self._busy = True
-        self._queue.append(request)
+        self._todo = request, rest
         if self._task is None:
             self._task = self._loop.create_task(self._work())
         elif self._waiter is not None and not self._waiter.done():
@@ -319,16 +345,66 @@ class Lane(asyncio.Protocol):
         """Answer requests until the connection ends or is handed over."""
         serve = self._lanes.house.quick
         while self.transport is not None:
-            if not self._queue:
+            if self._todo is None:
                 self._waiter = self._loop.create_future()
                 await self._waiter
                 continue
-            request = self._queue.popleft()
-            response = await serve(request)
+            (request, rest), self._todo = self._todo, None
+            response = await serve(request, rest)
             await response.prepare(cast("web.BaseRequest", request))
             self._busy = False
             self._since = self._loop.time()
             self._after(response.keep_alive)
+
+    # -- from doors that take a request without a coroutine -----------------------------------------------------------
+    def fly(self, flight: InFlight) -> None:
+        """A call is on its way; nothing else is answered before it."""
+        self._busy = True
+        self._flight = flight
+
+    def go_on(self, request: LaneRequest, work: Work) -> None:
+        """The rest of this request takes a coroutine."""
+        self._flight = None
+        self._put(request, work)
+
+    def answered(self, data: bytes) -> None:
+        """The whole answer to the call that was on its way."""
+        self._flight = None
+        self._busy = False
+        transport = self.transport
+        if transport is None:
+            return
+        transport.write(data)
+        self._since = self._loop.time()
+        if self._buffer or self._lanes.stopping:
+            self._after(keep_alive=True)
+
+    def abort(self) -> None:
+        """A fault of ours: no answer can be given here any more."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _land(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.cancel()
+
+    def _forsake(self) -> asyncio.Task[None] | None:
+        """The connection ends before the rest of an answer began. It is begun, and cancelled where it first waits: only
+        so does its call get an outcome."""
+        todo, self._todo = self._todo, None
+        if todo is None or todo[1] is None:
+            return None
+        request, rest = todo[0], todo[1]
+        self._ending = self._loop.create_task(self._cancelled(request, rest))
+        return self._ending
+
+    async def _cancelled(self, request: LaneRequest, rest: Work) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._lanes.house.quick(request, rest)
 
     def _after(self, keep_alive: bool | None) -> None:
         """An answer is out: go on with what has arrived meanwhile, or end here."""
@@ -368,16 +444,15 @@ class Lane(asyncio.Protocol):
             self.transport.close()
 
     async def cut(self) -> None:
-        task = self._task
+        tasks = {task for task in (self._task, self._forsake()) if task is not None}
         if self.transport is not None:
             self.transport.abort()
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        self._land()
+        if self._task is not None:
+            self._task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def retire(self) -> None:
         if not self._busy and self.transport is not None:
             self.transport.close()
-
-
-__all__ = ["Known", "Lane", "LaneRequest", "Lanes", "learn"]

@@ -30,6 +30,8 @@ _SECRET_NAME: Final = re.compile(
 _SECRET_TEXT: Final = (
     (re.compile(r"\bek_[A-Za-z0-9]+"), f"ek_{MASK}"),
     (re.compile(r"\b([am]k)_[A-Za-z0-9]{16,}"), rf"\1_{MASK}"),
+    (re.compile(r"\b(rt|lk|ps|dv)_[A-Za-z0-9_-]{16,}(\.[A-Za-z0-9_-]+)*"), rf"\1_{MASK}"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]*)?"), MASK),
     (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
     (re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*):[^\s@/]+@"), rf"\1:{MASK}@"),
     (re.compile(r"([?&](?:password|token|secret|api_?key|authToken)=)[^&\s]+", re.IGNORECASE), rf"\1{MASK}"),

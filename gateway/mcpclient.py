@@ -7,6 +7,7 @@ elicitation, roots) go to `on_request`; without one they are answered with METHO
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -25,7 +26,7 @@ from .doors.mcpfacts import (
     NAMED,
     encode_header_value,
 )
-from .doors.sse import Splitter, data_of
+from .doors.sse import EventTooLarge, Splitter, data_of
 from .pool import Answer
 
 CLIENT_INFO: Final = {"name": "agenticmail-enterprise", "version": "0.1.0"}
@@ -68,6 +69,8 @@ class Link:
         self._ids = itertools.count(1)
         self._on_message = on_message
         self._prefer_modern = prefer_modern
+        self._opening = asyncio.Lock()
+        self._opened = False
         self.capabilities = capabilities or {}
         self.info = info or CLIENT_INFO
         self.version = ""
@@ -81,8 +84,14 @@ class Link:
     async def open(self) -> None:
         """Find out the era, once. The preferred one is tried first: an agent of the handshake era needs a server it can
         be asked through (sampling, elicitation), which only that era has."""
-        if self.version:
+        if self._opened:
             return
+        async with self._opening:  # requests that come together find out together
+            if not self._opened:
+                await self._find_out()
+                self._opened = True
+
+    async def _find_out(self) -> None:
         refused: UpstreamError = UpstreamProtocol("The server speaks no era of MCP that this gateway does.")
         tries = (self._discover, self._initialize) if self._prefer_modern else (self._initialize, self._discover)
         for attempt in tries:
@@ -131,6 +140,52 @@ class Link:
 
     async def exchange(self, lines: Lines, body: bytes) -> Answer:
         return await self._wire.exchange(b"POST", lines, body, stream=False)
+
+    async def stream(self, method: str, params: dict[str, Any], on_message: OnMessage) -> dict[str, Any]:
+        """A request that is answered when its stream ends (`subscriptions/listen`); meanwhile `on_message` hears what
+        the server says. Raises as `request`."""
+        request_id, lines, body = self.prepare(method, params)
+        answer = await self._wire.exchange(b"POST", lines, body, stream=True)
+        return await self.read(answer, request_id, on_message)
+
+    async def listen(self, on_message: OnMessage, opened: Callable[[], None]) -> bool:
+        """What the server says outside of any request: the session's own stream (GET), until it ends.
+
+        `opened` is called when it stands. False when the server has none (it answers 405, or in any way that is no
+        stream). Requests are served beside each other: one that waits for a person keeps nothing else waiting.
+        Raises UpstreamError when the stream breaks off.
+        """
+        answer = await self._wire.exchange(b"GET", self._lines("", {}), b"", stream=True)
+        serving: set[asyncio.Task[None]] = set()
+        try:
+            if answer.status != 200 or answer.content_type != "text/event-stream":
+                return False
+            opened()
+            splitter = Splitter()
+            async for chunk in answer.stream():
+                for event in splitter.feed(bytes(chunk)):
+                    message = _heard(data_of(event))
+                    if message is None:
+                        continue
+                    if "id" not in message:
+                        await on_message(message)
+                        continue
+                    task = asyncio.get_running_loop().create_task(self._serve_quietly(message, on_message))
+                    serving.add(task)
+                    task.add_done_callback(serving.discard)
+            return True
+        except EventTooLarge:
+            raise UpstreamProtocol("One event of the server is too large.") from None
+        finally:
+            answer.close()
+            for task in serving:
+                task.cancel()
+
+    async def _serve_quietly(self, message: dict[str, Any], on_message: OnMessage) -> None:
+        try:
+            await self._serve(message, on_message)
+        except UpstreamError:
+            return  # the server has gone: nobody waits for this answer any more
 
     async def notify(self, method: str, params: dict[str, Any] | None = None) -> None:
         """A notification; what the server thinks of it is not waited for beyond its HTTP answer."""
@@ -243,9 +298,23 @@ class Link:
         answer = await on_message(message) if on_message is not None else None
         if "id" not in message:
             return
+        if answer is None and message["method"] == "ping":
+            answer = {"result": {}}
         if answer is None:
             body = error_body(METHOD_NOT_FOUND, "The gateway does not serve this request.", message["id"])
         else:
             body = encode({"jsonrpc": "2.0", "id": message["id"], **answer})
         reply = await self._wire.exchange(b"POST", self._lines("response", {}), body, stream=False)
         reply.close()
+
+
+def _heard(data: bytes) -> dict[str, Any] | None:
+    """A notification or request in an event; None for what is neither. One that cannot be read is left out: what a
+    server says unasked is no answer that somebody waits for."""
+    if not data.strip():
+        return None
+    try:
+        message = _decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return message if isinstance(message.get("method"), str) else None

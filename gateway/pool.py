@@ -24,8 +24,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from ..catalog.errors import (
     AddressRefused,
     BreakerOpen,
@@ -34,17 +32,19 @@ from ..catalog.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from ..policies.resilience import BreakerState, CircuitBreaker
+from ..policies.resilience import CircuitBreaker
 from .addresses import Resolver, lookup
 from .pool_answer import Answer
-from .pool_connection import Connection, Lost
+from .pool_connection import Connection, Lost, Receiver
 from .pool_dial import Dialler
 from .pool_framing import DEAD, IDLE
 from .pool_idle import IdleLimit
 from .pool_origin import Origin, build_head, tls_context
+from .pool_stats import PoolStats
 
-LOOK_AFTER: Final = 0.001
-"""Seconds of rest after which a connection is looked at before use (0.6 us). What closes sooner is settled by proof."""
+LOOK_AFTER: Final = 0.01
+"""Seconds of rest after which a connection is looked at before use (0.6 us): more than a busy loop's turn takes. What
+closes sooner is settled by proof."""
 PROOF_PATIENCE: Final = 1.0
 """Seconds to wait for the proof that a request was not accepted: a few round trips."""
 MAX_PROVEN: Final = 2
@@ -57,19 +57,8 @@ NEVER: Final = float("inf")
 __all__ = ["Answer", "Origin", "Pool", "PoolStats", "build_head", "tls_context"]
 
 
-class PoolStats(msgspec.Struct, frozen=True):
-    """A moment's view. `created`, `reused`, `resent`, `stale` count since the start: connections made, requests on a
-    used connection, requests sent again, idle connections that the server had closed."""
-
-    open: int
-    idle: int
-    waiting: int
-    created: int
-    reused: int
-    resent: int
-    stale: int
-    breaker: BreakerState
-    breaker_opened: int
+Begun = tuple[Connection, float, int]
+"""A request under way: its connection, its deadline on the pool's clock, and the breaker's ticket."""
 
 
 class Pool:
@@ -156,6 +145,50 @@ class Pool:
         if answer.status >= 500 or not breaker.calm:
             self._judge(answer, ticket)
         return answer
+
+    # -- without waiting -----------------------------------------------------------------------------------------
+    def start(self, receiver: Receiver, head: bytes, body: bytes, timeout: float) -> Begun | None:
+        """`send` for a caller that is no coroutine: send at once on a connection that is ready, and tell `receiver`.
+        None, and nothing was done, when that cannot be: then call `send`.
+
+        An answer goes to `judged`, an error to `rescue`; a caller that leaves calls `leave`. One of the three, once.
+        """
+        breaker = self._breaker
+        idle = self._idle
+        if not idle or not breaker.calm:
+            return None
+        now = self.clock()
+        conn = idle.pop() if now - idle[-1].idle_since < LOOK_AFTER else self._take(now, False)
+        if conn is None:
+            return None
+        self._reused += 1
+        deadline = now + timeout
+        if deadline < self._armed:
+            self._arm(deadline, now)
+        conn.begin(receiver, head, body, now, deadline, False)
+        return conn, deadline, breaker.ticket
+
+    def judged(self, begun: Begun, answer: Answer) -> None:
+        """What `start` began was answered."""
+        if answer.status >= 500 or not self._breaker.calm:
+            self._judge(answer, begun[2])
+
+    async def rescue(self, begun: Begun, error: BaseException, head: bytes, body: bytes) -> Answer:
+        """What `start` began came to an error: send it again if that is safe. Raises as `send`."""
+        _, deadline, ticket = begun
+        if not isinstance(error, Lost):
+            self._settle(error, None, None, ticket)
+            raise error
+        answer = await self._resend(error, head, body, deadline=deadline, stream=False, replayable=False, ticket=ticket)
+        self.judged(begun, answer)
+        return answer
+
+    def leave(self, begun: Begun, receiver: Receiver) -> None:
+        """Nobody waits any more for what `start` began: cut its connection."""
+        conn, _, ticket = begun
+        if conn.carries(receiver):
+            conn.kill()
+        self._breaker.abandon(ticket)
 
     @property
     def stats(self) -> PoolStats:

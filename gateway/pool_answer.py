@@ -25,19 +25,39 @@ class Source(Protocol):
         """Nobody reads on. May be called at any time, and twice."""
 
 
+class KnownHead:
+    """A response head that an upstream sent before, byte for byte, and what was read in it. `block` is a door's: its
+    own form of these headers, made once."""
+
+    __slots__ = ("block", "headers", "hint", "length", "media", "reason", "status")
+
+    def __init__(
+        self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]], length: int, media: bytes, hint: bytes
+    ) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.length = length
+        self.media = media
+        self.hint = hint
+        self.block: bytes | None = None
+
+
 class Answer:
     """One response. `headers` keep their order and case; `body` is all of it, or None when it is to be streamed.
 
     `content_length` is what the upstream declared, or None. `elapsed` is the time in seconds from sending the request
     to the whole answer, or to its head when it is streamed. Bytes are as the upstream coded them (Content-Encoding).
-    Answers of other transports are made the same way, with a `source` of their own.
+    Answers of other transports are made the same way, with a `source` of their own. `known`: its head came before, and
+    `headers` are shared with the other answers that had it.
     """
 
-    __slots__ = ("_media", "_source", "body", "content_length", "elapsed", "headers", "reason", "status")
+    __slots__ = ("_media", "_source", "body", "content_length", "elapsed", "headers", "known", "reason", "status")
 
     def __init__(
         self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]], body: bytes | None = b"",
         content_length: int | None = None, media: bytes = b"", elapsed: float = 0.0, source: Source | None = None,
+        known: KnownHead | None = None,
     ) -> None:  # fmt: skip
         self.status = status
         self.reason = reason
@@ -47,6 +67,7 @@ class Answer:
         self.elapsed = elapsed
         self._media = media
         self._source = source
+        self.known = known
 
     @property
     def content_type(self) -> str:

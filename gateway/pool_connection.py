@@ -2,6 +2,10 @@
 
 A request is under way in the states HEAD and BODY only. A connection is used again only if its response ended exactly
 where its last byte ended.
+
+An upstream sends the same response head again and again. One that came twice is remembered with what the parser read in
+it, and an answer that begins with these bytes and is as long as they say needs no second parse: the same bytes mean the
+same. Only whole, ordinary answers are so remembered.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Final, Protocol, cast
 from httptools import HttpParserError, HttpParserUpgrade
 
 from ..catalog.errors import UpstreamBroken, UpstreamError, UpstreamProtocol, UpstreamTimeout
-from .pool_answer import Answer, Stream, StreamedAnswer
+from .pool_answer import Answer, KnownHead, Stream, StreamedAnswer
 from .pool_delivery import Poll, Remains, acknowledged, duplicate, watcher
 from .pool_framing import BODY, DEAD, DONE, HEAD, IDLE, Framing
 from .pool_idle import parse_keep_alive
@@ -23,7 +27,12 @@ ONE_WRITE: Final = 64 * 1024
 """Larger request bodies are written beside their head instead of being copied behind it."""
 
 
+MAX_KNOWN_HEAD: Final = 2048
+MAX_KNOWN_HEADS: Final = 2048
+"""Bytes of a response head that is remembered, and how many are, for all upstreams: about 4 MB at most."""
+
 _CR: Final = 13
+_heads: Final[dict[bytes, KnownHead]] = {}
 
 
 class Lost(Exception):
@@ -34,6 +43,16 @@ class Lost(Exception):
         self.remains = remains
         self.reused = reused
         self.answer = answer
+
+
+class Receiver(Protocol):
+    """Who waits for an answer: an `asyncio.Future[Answer]`, or whatever offers these three of its methods."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Answer, /) -> None: ...
+
+    def set_exception(self, error: BaseException, /) -> None: ...
 
 
 class Owner(Protocol):
@@ -66,8 +85,8 @@ class Connection(Framing, asyncio.Protocol):
     """Made by the pool's dialler; `begin` sends a request, and the future it was given gets the Answer or an error."""
 
     __slots__ = (
-        "_future", "_hint", "_loop", "_overhead", "_owner", "_sent", "_spare", "_started", "_tls", "_transport",
-        "_unacked_from", "deadline", "idle_since", "poll", "reused", "touched",
+        "_future", "_hint", "_latest", "_loop", "_overhead", "_owner", "_sent", "_spare", "_started", "_tls",
+        "_transport", "_unacked_from", "deadline", "idle_since", "poll", "reused", "touched",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, tls: bool) -> None:
@@ -77,7 +96,8 @@ class Connection(Framing, asyncio.Protocol):
         self._tls = tls
         self._transport: asyncio.Transport | None = None
         self._spare: socket.socket | None = None  # with TLS: the transport may be gone before its end is reported
-        self._future: asyncio.Future[Answer] | None = None
+        self._future: Receiver | None = None
+        self._latest = b""  # the head of the latest whole answer that was parsed
         self._sent = self._overhead = 0
         self._unacked_from = -1
         self._hint = b""
@@ -103,6 +123,12 @@ class Connection(Framing, asyncio.Protocol):
             self._unasked()
             return
         first = not self._seen
+        if first and self._whole and not self._rare:
+            end = data.find(b"\r\n\r\n") + 4
+            known = _heads.get(data[:end])
+            if known is not None and len(data) - end == known.length and end <= self._max_head:
+                self._answer(known, data[end:])
+                return
         if state == HEAD:
             self._seen += len(data)
             if first and not data.startswith(b"HTTP/1.1 "):
@@ -138,9 +164,7 @@ class Connection(Framing, asyncio.Protocol):
         self._transport = self.poll = None
 
     # -- from the pool -------------------------------------------------------------------------------------------
-    def begin(
-        self, future: asyncio.Future[Answer], head: bytes, body: bytes, now: float, deadline: float, stream: bool
-    ) -> None:
+    def begin(self, future: Receiver, head: bytes, body: bytes, now: float, deadline: float, stream: bool) -> None:
         """Send a request on an idle connection."""
         self._future = future
         self._started = now
@@ -170,7 +194,7 @@ class Connection(Framing, asyncio.Protocol):
         else:
             transport.writelines((head, body))
 
-    def carries(self, future: asyncio.Future[Answer]) -> bool:
+    def carries(self, future: Receiver) -> bool:
         return self._future is future
 
     def fail(self, error: UpstreamError) -> None:
@@ -231,6 +255,37 @@ class Connection(Framing, asyncio.Protocol):
         self.kill()
 
     # -- inside --------------------------------------------------------------------------------------------------
+    def _answer(self, known: KnownHead, body: bytes) -> None:
+        """The response is complete, and its head is one that was read before."""
+        owner = self._owner
+        now = owner.clock()
+        future, self._future = self._future, None
+        if known.hint:
+            self.hinted(known.hint)
+        self.state = IDLE
+        self.idle_since = now
+        self.reused = True
+        owner.released(self, now)
+        if future is not None and not future.done():
+            future.set_result(
+                Answer(
+                    known.status, known.reason, known.headers, body, known.length, known.media, now - self._started,
+                    None, known,
+                )
+            )  # fmt: skip
+
+    def _learn(self, data: bytes) -> None:
+        """A whole, ordinary answer: remember its head if the one before had the same."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = data[:end]
+        if head != self._latest or self._length != len(data) - end:
+            self._latest = head if end <= MAX_KNOWN_HEAD else b""
+            return
+        if len(_heads) >= MAX_KNOWN_HEADS:
+            _heads.clear()
+        hint = next((value for name, value in self._headers if name.lower() == b"keep-alive"), b"")
+        _heads[head] = KnownHead(self._status, self._reason, self._headers, self._length, self._media, hint)
+
     def _finish(self, data: bytes, first: bool) -> None:
         """The response is complete; `data` were its last bytes, and all of them if `first`."""
         if self._bodiless:
@@ -255,6 +310,8 @@ class Connection(Framing, asyncio.Protocol):
             self.reused = True
             if stream is not None and stream.paused:
                 self.resume()
+            if first and stream is None and not self._rare:
+                self._learn(data)
             owner.released(self, now)
         elif self._status == 408 and self.reused and stream is None and future is not None:
             self._lose(future, answer)  # the server's goodbye to an idle connection crossed our request
@@ -343,7 +400,7 @@ class Connection(Framing, asyncio.Protocol):
         else:
             self.fail(UpstreamBroken())
 
-    def _lose(self, future: asyncio.Future[Answer] | None, answer: Answer | None, clean: bool = True) -> None:
+    def _lose(self, future: Receiver | None, answer: Answer | None, clean: bool = True) -> None:
         """Not one byte of an answer came. Keep the socket until the pool has asked it what became of the request."""
         wanted = future is not None and not future.done()
         sock = None

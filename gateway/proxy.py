@@ -8,6 +8,7 @@ before its intent is in the journal, and nothing is answered before its outcome 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Final, Protocol
 
@@ -83,6 +84,13 @@ class Proxy:
         verdict = self.chain.decide(call)
         if verdict is None:
             verdict = await self.chain.settle(call)
+        return await self.forward(call, verdict, sender, head, body, started, stream=stream)
+
+    async def forward(
+        self, call: Call, verdict: Verdict, sender: Sender, head: bytes, body: bytes, started: int, *,
+        stream: bool = False,
+    ) -> Passed | Verdict:  # fmt: skip
+        """`handle` for a call that was judged already."""
         if verdict.effect != "allow":
             if verdict.effect == "hold" and self.holds is not None:
                 verdict = await self.holds.release(call, verdict)
@@ -99,7 +107,14 @@ class Proxy:
             ticket = late
         passed = Passed(call, verdict, ticket, started)
         self.in_flight += 1
-        sent = time.perf_counter_ns()
+        return await self.carry(passed, sender, head, body, stream=stream)
+
+    async def carry(
+        self, passed: Passed, sender: Sender, head: bytes, body: bytes, *, stream: bool = False, sent: int = 0
+    ) -> Passed | Verdict:
+        """Forward a call whose intent is written. Raises UpstreamError after recording it. `sent`: since when the
+        upstream's time counts (perf_counter_ns), 0 for now."""
+        sent = sent or time.perf_counter_ns()
         try:
             if self.journal.needs_wait:
                 await self.journal.flushed()
@@ -110,7 +125,7 @@ class Proxy:
             raise
         except JournalFull as error:  # the disk failed under the intent: nothing was sent
             self.finish(passed, "not_sent", 0, 0, error.code)
-            return self.journal_full(call)
+            return self.journal_full(passed.call)
         except asyncio.CancelledError:
             passed.upstream_us = (time.perf_counter_ns() - sent) // 1000
             self.finish(passed, "cancelled", 0, 0, "CLIENT_LEFT")
@@ -124,15 +139,10 @@ class Proxy:
         """Write down how a forwarded call ended. Exactly once per Passed."""
         self.in_flight -= 1
         duration = (time.perf_counter_ns() - passed.started) // 1000
-        self.journal.finish(
-            passed.ticket, outcome, status=status, error=error, duration_us=duration,
-            upstream_us=passed.upstream_us, response_bytes=size, flags=flags,
-        )  # fmt: skip
-        metrics = self.metrics
-        metrics.calls[passed.call.door, "allow", outcome] += 1
-        if passed.answer is not None and passed.answer.body is not None:  # a stream's length is the upstream's own
-            metrics.added.add(max(0, duration - passed.upstream_us))
-        metrics.upstream_time(passed.call.upstream, passed.upstream_us)
+        self.journal.finish(passed.ticket, outcome, status, error, duration, passed.upstream_us, size, flags)
+        answer = passed.answer  # a stream's length is the upstream's own
+        added = max(0, duration - passed.upstream_us) if answer is not None and answer.body is not None else -1
+        self.metrics.passed(passed.call.door, outcome, passed.call.upstream, passed.upstream_us, added)
 
     async def open(self, call: Call, verdict: Verdict, size: int, started: int) -> Passed:
         """Write the intent of an allowed call that is sent together with others. Raises JournalFull."""
@@ -143,6 +153,13 @@ class Proxy:
             await self.journal.flushed()
         self.in_flight += 1
         return Passed(call, verdict, ticket, started)
+
+    async def kept(self) -> None:
+        """Where outcomes too must be on the disk before the answer goes out (`sync = always`): wait until they are.
+        A disk that fails here stops the journal, and with it every later call; this one was made."""
+        if self.journal.waits_outcome:
+            with contextlib.suppress(JournalFull):
+                await self.journal.flushed()
 
     def journal_full(self, call: Call) -> Verdict:
         self.metrics.refusal(call.door, "JOURNAL_FULL")

@@ -62,14 +62,14 @@ def kept_arguments(call: Call) -> str:
     try:
         args = call.args
         # Written anew rather than as received: what is kept is what was looked at (a name may stand there twice).
-        text = _encode(args if _is_plain(args) else _masked(args, 0)).decode()
+        text = _encode(args if is_plain(args) else _masked(args, 0)).decode()
     except (ValueError, TypeError, OverflowError, RecursionError):
         # msgspec.DecodeError is a ValueError; an integer beyond 64 bits is read but cannot be written.
         return f"[{size} bytes, not readable]"
     return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}[+{len(text) - TEXT_MAX} characters]"
 
 
-def _is_plain(args: dict[str, Any]) -> bool:
+def is_plain(args: dict[str, Any]) -> bool:
     """Whether the arguments may be kept as they are, at one look: scalars under known names."""
     plain = _plain
     for name, value in args.items():

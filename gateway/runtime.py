@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any
 
 from ..catalog.errors import EnterpriseError, SettingsError, StoreError
 from ..catalog.records import Upstream
@@ -30,38 +28,22 @@ from .doors.checks import ChecksDoor
 from .doors.held import Held
 from .doors.mcp import McpDoor
 from .doors.once import OnceDoor
+from .doors.siblings import Siblings
+from .doors.stdio import StdioLive
+from .doors.stdio_siblings import stdio_handlers
 from .doors.turnaway import Turnaway
 from .epochs import EpochWatcher
 from .identity import Identity
 from .journal import Journal
-from .metrics import Gauge, Metrics
+from .metrics import Family, Gauge, Metrics
+from .people.service import People
 from .proxy import Proxy
 from .registry import Registry
 from .sessions import SessionSeal
 from .settings import Settings
+from .stores import adapter, serving_store
 from .upstreams import Forwarder, Upstreams
 from .vault import Vault
-
-ROOT: Final = __package__.rpartition(".")[0]
-
-STORES: Final = {"sqlite": "sqlite", "memory": "memory"}
-"""URL scheme -> module of adapters.stores."""
-
-
-def adapter(path: str) -> Any:
-    """A module of `adapters`, by name."""
-    return import_module(f"{ROOT}.adapters.{path}")
-
-
-def open_store(url: str) -> Store:
-    """The store of a database URL, not opened yet. Raises SettingsError for one nobody stands behind."""
-    scheme = urlsplit(url).scheme.partition("+")[0]
-    module = STORES.get(scheme)
-    if module is None:
-        known = ", ".join(f"{name}://" for name in STORES)
-        raise SettingsError(f"database: {scheme or url!r} is not a supported database (supported: {known}).")
-    store: Store = adapter(f"stores.{module}").create(url)
-    return store
 
 
 class Runtime:
@@ -82,6 +64,7 @@ class Runtime:
     registry: Registry
     upstreams: Upstreams
     accounts: Accounts
+    people: People
     epochs: EpochWatcher
     approvals: ApprovalEngine
     mcp: McpDoor
@@ -90,8 +73,11 @@ class Runtime:
     _opened: list[Any]
 
     @classmethod
-    async def open(cls, settings: Settings, worker: int = 0) -> Runtime:
-        """Make and start everything. What fails half-way is closed again. Raises EnterpriseError."""
+    async def open(cls, settings: Settings, worker: int = 0, shared: Path | None = None) -> Runtime:
+        """Make and start everything. What fails half-way is closed again. Raises EnterpriseError.
+
+        `shared`: the folder in which workers that serve together leave their metrics.
+        """
         self = cls()
         self.settings = settings
         self.worker = worker
@@ -99,6 +85,8 @@ class Runtime:
         self._opened = []
         try:
             await self._open()
+            if shared is not None:
+                await self._share(shared)
         except BaseException:
             await self._undo()
             raise
@@ -109,11 +97,11 @@ class Runtime:
         data = Path(settings.data_dir)
         self._make_data_dir(data)
         self.vault = Vault.load(settings)
-        self.store = open_store(settings.database)
+        self.metrics = Metrics()
+        self.store = serving_store(settings, self.metrics.store_operation)
         await self.store.open()
         self._opened.append(self.store.close)
         await self.store.migrate()
-        self.metrics = Metrics()
         self.identity = Identity(self.store)
         self._make_policy()
         await self.plugins.provision()
@@ -125,11 +113,14 @@ class Runtime:
         self._opened.append(self.journal.stop)
         self._make_services()
         self._make_doors()
+        self._opened.append(self.people.settle)
         await self.upstreams.sync()
         await self.epochs.start()
         self._opened.append(self.epochs.stop)
         self._sweeper.start()
         self._opened.append(self._sweeper.stop)
+        await self.siblings.start({"/mcp": self.aggregate.handle_here, **stdio_handlers(self.upstreams)})
+        self._opened.append(self.siblings.close)
         self._gauges()
 
     @staticmethod
@@ -164,9 +155,14 @@ class Runtime:
         settings = self.settings
         self.proxy = Proxy(self.chain, self.journal, self.metrics, settings.journal.full_wait)
         self.registry = Registry(self.store, self.vault, on_change=self.changed)
+        self.siblings = Siblings(Path(settings.data_dir), self.worker, settings.server.workers)
         self.upstreams = Upstreams(self.store, self.registry, self._spawn, self.changed)
         self.accounts = Accounts(self.store, on_change=self.changed)
         self._make_approvals()
+        self.people = People(
+            self.store, self.vault, self.accounts, self.identity, settings.auth, workers=settings.server.workers,
+            on_change=self.changed,
+        )  # fmt: skip
         self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
         self.epochs = EpochWatcher(
             self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())
@@ -188,7 +184,7 @@ class Runtime:
         self.mcp = McpDoor(
             self.proxy, self.chain, self.identity, self.upstreams, self.sessions, Turnaway(self.proxy, "mcp"), limit
         )
-        self.aggregate = AggregateDoor(self.mcp)
+        self.aggregate = AggregateDoor(self.mcp, self.siblings)
         self.checks = ChecksDoor(
             self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
             siblings=self.settings.server.workers > 1,
@@ -198,9 +194,7 @@ class Runtime:
         self.mcp.once = self.once
 
     def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
-        from .doors.stdio import StdioLive
-
-        return StdioLive(record, secrets, adapter("upstreams.mcp_stdio"))
+        return StdioLive(record, secrets, adapter("upstreams.mux"), self.siblings)
 
     def changed(self) -> None:
         """A policy write happened in this process: drop what was compiled, at once, and let the watcher do the rest."""
@@ -221,33 +215,46 @@ class Runtime:
                 ((live.name,), states.get(state, 2.0)) for live in self.upstreams.all() if (state := live.breaker_state)
             ]
 
+        def retries() -> int:
+            found: int = getattr(self.store, "retries", 0)
+            return found
+
         self.metrics.gauges += [
             Gauge(
-                "agenticmail_in_flight",
-                "Calls forwarded and not yet answered.",
-                (),
+                Family("agenticmail_in_flight", "Calls forwarded and not yet answered."),
                 lambda: [((), self.proxy.in_flight)],
             ),
             Gauge(
-                "agenticmail_journal_lag_records",
-                "Records not yet drained to the store.",
-                (),
+                Family("agenticmail_journal_lag_records", "Records not yet drained to the store."),
                 lambda: [((), self.journal.lag().records)],
             ),
             Gauge(
-                "agenticmail_journal_lag_seconds",
-                "Age of the oldest record not yet drained.",
-                (),
+                Family("agenticmail_journal_lag_seconds", "Age of the oldest record not yet drained.", merge="max"),
                 lambda: [((), self.journal.lag().seconds)],
             ),
             Gauge(
-                "agenticmail_plugin_faults",
-                "Answers of plugins that were none, exceptions and time-outs.",
-                ("plugin",),
-                lambda: [((name,), count) for name, count in self.plugins.faults.items()],
+                Family("agenticmail_breaker_state", "0 closed, 1 half open, 2 open.", ("upstream",), merge="max"),
+                breakers,
             ),
-            Gauge("agenticmail_breaker_state", "0 closed, 1 half open, 2 open.", ("upstream",), breakers),
-        ]
+            Gauge(
+                Family("agenticmail_plugin_faults", "Answers of plugins that were none, exceptions and time-outs.",
+                       ("plugin",)),
+                lambda: [((name,), count) for name, count in self.plugins.faults.items()],
+                counts=True,
+            ),
+            Gauge(
+                Family("agenticmail_store_retries", "Reads of the store that were tried again."),
+                lambda: [((), retries())],
+                counts=True,
+            ),
+        ]  # fmt: skip
+
+    async def _share(self, folder: Path) -> None:
+        from .metrics_share import Share
+
+        share = Share(self.metrics, folder, self.worker)
+        await share.start()
+        self._opened.insert(0, share.stop)  # closed last: until then something may be counted
 
     async def ready(self) -> dict[str, str]:
         """What keeps this worker from serving: {part: sentence}, empty when it is ready."""

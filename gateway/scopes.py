@@ -1,5 +1,12 @@
-"""What a credential may do, by name. The one table of scopes: the API, the OpenAPI document, the CLI and the rule for
-minting keys read it.
+"""What a credential may do, by name. The one table: an operation names one scope, a role has scopes, a key holds some.
+The API, the OpenAPI document, the CLI, the rule for minting keys and the rules about people read it.
+
+A person does what their role's scopes cover, a key what its own cover; nobody gives away what they do not hold:
+
+* A role is given, and people of it are changed or removed, by those alone who hold all its scopes (`covers_role`); what
+  would let one person act as another (a reset link, taking away a second factor) needs more than they have
+  (`outranks`), or `*`. So admins make no owners, and nobody climbs by way of somebody else.
+* Nobody changes their own role or status.
 
 Two laws about API keys:
 
@@ -15,6 +22,8 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from ..catalog.calls import Person, Principal
+from ..catalog.errors import Forbidden, SecondFactorMissing
 from ..catalog.records import Role
 
 EVERY: Final = "*"
@@ -42,7 +51,11 @@ SCOPES: Final[Mapping[str, str]] = MappingProxyType({
     "approvals:request": "Ask for the approval of a call that an agent will run itself.",
     "approval-policies:read": "See approval policies and notification channels: never a stored address or secret.",
     "approval-policies:write": "Create, change and delete approval policies and notification channels.",
-    "audit:read": "See who changed what, and who was refused.",
+    "audit:read": "See who changed what, who signed in, and who was refused.",
+    "users:read": "See the people of the organisation.",
+    "users:write": "Add, change and remove people whose role gives no more than the credential itself may do.",
+    "settings:read": "See the organisation's settings: never a stored secret, only that it is set.",
+    "settings:write": "Change the organisation's settings.",
     "metrics:read": "Read /metrics from another machine.",
 })  # fmt: skip
 """Scope -> what it permits, for people."""
@@ -53,7 +66,7 @@ _MEMBER: Final = (
 )  # fmt: skip
 _ADMIN: Final = (
     *_MEMBER, "profiles:write", "keys:read", "keys:revoke", KEYS_CREATE, "upstreams:write", "audit:read",
-    "metrics:read", "approval-policies:write",
+    "metrics:read", "users:read", "users:write", "settings:read", "settings:write", "approval-policies:write",
 )  # fmt: skip
 
 ROLE_SCOPES: Final[Mapping[Role, frozenset[str]]] = MappingProxyType({
@@ -78,6 +91,35 @@ def delegable(held: Collection[str]) -> frozenset[str]:
         return frozenset()
     own = SCOPES.keys() if EVERY in held else held
     return frozenset(own) - {EVERY, KEYS_CREATE}
+
+
+def least_role(scope: str) -> Role:
+    """The first role, from below, that has a scope. Every scope is some role's."""
+    return next(role for role in ROLES if scope in ROLE_SCOPES[role])
+
+
+def covers_role(held: Collection[str], role: Role) -> bool:
+    """Whether a credential with `held` may do all that a role may: then it may give the role, and take it away."""
+    return EVERY in held or ROLE_SCOPES[role] <= frozenset(held)
+
+
+def outranks(held: Collection[str], role: Role) -> bool:
+    """Whether a credential with `held` may do more than a role may; `*` outranks every role, owners among them."""
+    return EVERY in held or ROLE_SCOPES[role] < frozenset(held)
+
+
+def admit(principal: Principal, scope: str) -> None:
+    """Let a credential do what `scope` names. Raises Forbidden, saying what is missing and who has it."""
+    if covers(principal.scopes, scope):
+        return
+    if not isinstance(principal, Person):
+        raise Forbidden(f"This API key lacks the scope {scope}.", scope=scope)
+    if principal.limited:
+        raise SecondFactorMissing(scope=scope)
+    least = least_role(scope)
+    raise Forbidden(
+        f"Your role is {principal.role}; this needs {least} or higher (scope {scope}).", scope=scope, role=least
+    )
 
 
 def unknown(scopes: Iterable[str]) -> list[str]:

@@ -24,8 +24,9 @@ from ..catalog.errors import BadRequest, EnterpriseError, HostRefused, NotFound,
 from .doors.jsonrpc import encode
 from .doors.refusals import http_refusal
 from .doors.turnaway import Turnaway
-from .lane import LaneRequest, Lanes
-from .runtime import ROOT, Runtime
+from .lane import LaneRequest, Lanes, Work
+from .runtime import Runtime
+from .stores import ROOT
 from .wire import Gone, RawResponse, json_response, status_line
 
 log = structlog.get_logger()
@@ -88,6 +89,8 @@ class Edge:
             "/mcp": runtime.aggregate.handle,
             "/api/engine/check-permission": runtime.checks.check,
             "/api/engine/tool-calls": runtime.checks.report,
+            "/api/v1/engine/check-permission": runtime.checks.check,
+            "/api/v1/engine/tool-calls": runtime.checks.report,
             "/health": self._health,
             "/ready": self._ready,
             "/metrics": self._metrics,
@@ -108,13 +111,15 @@ class Edge:
         except ConnectionError:
             return Gone()
 
-    async def quick(self, request: LaneRequest) -> web.StreamResponse:
-        """Answer one request of a fast lane."""
-        runtime = self.runtime
+    async def quick(self, request: LaneRequest, rest: Work | None = None) -> web.StreamResponse:
+        """Answer one request of a fast lane, or await the rest of its answer. A fault of ours is logged whole, and
+        answered without detail."""
         try:
+            if rest is not None:
+                return await rest
             if request.raw_path.startswith("/mcp/"):
-                return await runtime.mcp.quick(request)
-            return await runtime.checks.check(cast("web.BaseRequest", request))
+                return await self.runtime.mcp.quick(request)
+            return await self.runtime.checks.check(cast("web.BaseRequest", request))
         except ConnectionError:
             return Gone()
         except Exception as error:
@@ -191,6 +196,11 @@ class Edge:
         response.force_close()
         return response
 
+    async def settled(self) -> None:
+        """Return when each broken request is on record."""
+        while self._pending:
+            await asyncio.wait(self._pending)
+
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_response(200, b'{"status":"ok"}')
 
@@ -237,6 +247,7 @@ def means_a_hot_door(path: str) -> bool:
     if not path.startswith("/"):  # absolute form
         plain = "/" + plain.partition("://")[2].partition("/")[2]
     plain = "/" + normpath("/" + plain.partition("?")[0].partition("#")[0]).strip("/ \0")
+    plain = plain.replace("/api/v1/", "/api/", 1) if plain.startswith("/api/v1/") else plain
     return plain.startswith(("/mcp", "/api/engine/check-permission", "/api/engine/tool-calls"))
 
 
@@ -333,6 +344,7 @@ class Server:
     async def stop(self) -> None:
         """Stop accepting, let calls in flight finish within `stop_grace`, cut the rest (recorded too), close all."""
         self.edge.stopping = True
+        self.runtime.aggregate.end_streams()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._site is not None:
@@ -345,6 +357,7 @@ class Server:
                 await asyncio.sleep(0.02)
             await self._http.shutdown(1.0)
             await self._lanes.cut()
+        await self.edge.settled()
         await self.runtime.close()
 
 

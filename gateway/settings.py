@@ -13,12 +13,19 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
+def url_of(host: str, port: int) -> str:
+    """The URL to open for a server that listens there."""
+    shown = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
 class _Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     pass
 
 
 class ServerSettings(_Section, kw_only=True, frozen=True):
-    """`allowed_hosts`: Host names served besides loopback names and `host`; `*` serves any (put a proxy in front).
+    """`api_rate`: requests a minute of one API key to the REST API, in each worker; 0: as many as it likes.
+    `allowed_hosts`: Host names served besides loopback names and `host`; `*` serves any (put a proxy in front).
     `trusted_proxies`: CIDRs whose X-Forwarded-For is believed. Sizes in bytes, times in seconds."""
 
     host: str = "127.0.0.1"
@@ -26,6 +33,7 @@ class ServerSettings(_Section, kw_only=True, frozen=True):
     workers: Positive = 1
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    api_rate: Annotated[int, msgspec.Meta(ge=0)] = 1200
     body_limit: Positive = 10 * 1024 * 1024
     stop_grace: Annotated[float, msgspec.Meta(ge=0)] = 10.0
 
@@ -36,10 +44,10 @@ class JournalSettings(_Section, kw_only=True, frozen=True):
 
     sync: Literal["none", "group", "always"] = "none"
     arguments: Literal["none", "redacted"] = "redacted"
-    segment_bytes: Annotated[int, msgspec.Meta(ge=65536)] = 8 * 1024 * 1024
+    segment_bytes: Annotated[int, msgspec.Meta(ge=65536)] = 4 * 1024 * 1024
     max_bytes: Annotated[int, msgspec.Meta(ge=131072)] = 256 * 1024 * 1024
     full_wait: Annotated[float, msgspec.Meta(ge=0)] = 2.0
-    drain_interval: Annotated[float, msgspec.Meta(gt=0)] = 0.25
+    drain_interval: Annotated[float, msgspec.Meta(gt=0)] = 0.5
 
 
 class PluginSettings(_Section, kw_only=True, frozen=True):
@@ -59,6 +67,22 @@ class PolicySettings(_Section, kw_only=True, frozen=True):
 
     refresh: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.25
     stale_grace: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+
+
+class AuthSettings(_Section, kw_only=True, frozen=True):
+    """How people stay signed in. An access token lives `access_seconds`, a refresh token `refresh_days` from its last
+    use and at most `session_days` from the sign-in; a page session `page_hours` from its last use. One-time links live
+    `reset_minutes` (password), `sign_in_minutes` or `invite_days`. `public_url`: where people reach this gateway, for
+    links ("" makes them relative); with `https://` cookies are always Secure."""
+
+    access_seconds: Annotated[int, msgspec.Meta(ge=30, le=86_400)] = 600
+    refresh_days: Annotated[int, msgspec.Meta(ge=1, le=365)] = 30
+    session_days: Annotated[int, msgspec.Meta(ge=1, le=365)] = 90
+    page_hours: Annotated[int, msgspec.Meta(ge=1, le=720)] = 12
+    reset_minutes: Annotated[int, msgspec.Meta(ge=5, le=1440)] = 60
+    sign_in_minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 15
+    invite_days: Annotated[int, msgspec.Meta(ge=1, le=30)] = 7
+    public_url: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/?#@]+)?$(?!\n)")] = ""
 
 
 class LogSettings(_Section, kw_only=True, frozen=True):
@@ -98,5 +122,6 @@ class Settings(_Section, kw_only=True, frozen=True):
     journal: JournalSettings = JournalSettings()
     plugins: PluginSettings = PluginSettings()
     policy: PolicySettings = PolicySettings()
+    auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
     approvals: ApprovalSettings = ApprovalSettings()

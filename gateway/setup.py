@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -20,12 +19,13 @@ from ..catalog.errors import Conflict, SettingsError, ValidationFailed
 from ..catalog.records import ORGS, USERS
 from ..catalog.store import GLOBAL, Query, Store
 from .accounts import NAME, Accounts
+from .audit import Trail, shell_actor
 from .keys import DEFAULT_DAYS, KeySpec
 from .passwords import check_strength, generate
-from .runtime import open_store
 from .scopes import EVERY
-from .settings import Port, Settings
+from .settings import Port, Settings, url_of
 from .settings_load import FILE_NAME, anchored
+from .stores import database_file, database_url, open_store
 from .vault import KEY_FILE, create_key_file, read_key_file
 
 DAY_MS: Final = 24 * 3600 * 1000
@@ -87,7 +87,7 @@ async def initialise(answers: Answers, settings: Settings, config: Path) -> Made
     data_dir = Path(settings.data_dir)
     _refuse_existing(config, data_dir / KEY_FILE, own_key=not settings.secret_key)
     _make_folders(settings, config)
-    store = open_store(settings.database)
+    store = open_store(database_url(settings))
     await store.open()
     try:
         await store.migrate()
@@ -101,21 +101,6 @@ async def initialise(answers: Answers, settings: Settings, config: Path) -> Made
         password=None if answers.password else password, api_key=secret, company=answers.company, org=org,
         database=settings.database, config=str(config), data_dir=os.path.abspath(data_dir),  # noqa: ASYNC240
     )  # fmt: skip
-
-
-def url_of(host: str, port: int) -> str:
-    """The URL to open for a server that listens there."""
-    shown = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{port}"
-
-
-def database_file(url: str) -> Path | None:
-    """The file of a SQLite URL, None for every other database."""
-    parts = urlsplit(url)
-    path = unquote(parts.path)
-    if parts.scheme.partition("+")[0] != "sqlite" or len(path) < 2 or path == "/:memory:":
-        return None
-    return Path(path[1:]).absolute()
 
 
 def _refuse_existing(config: Path, key_file: Path, *, own_key: bool) -> None:
@@ -182,7 +167,8 @@ async def _first_people(store: Store, answers: Answers) -> tuple[str, str, str]:
     await accounts.create_user(org.id, answers.email, password, role="owner")
     expires = org.created_at + DEFAULT_DAYS * DAY_MS
     spec = KeySpec(kind="program", name="owner (from init)", scopes=(EVERY,), expires_at=expires)
-    _, secret = await accounts.mint(org.id, spec, created_by="init")
+    record, secret = await accounts.mint(org.id, spec, created_by="init")
+    await Trail(store).write(org.id, shell_actor(), "org.create", org.id, {"name": org.name, "key": record.id})
     return org.id, password, secret
 
 

@@ -26,6 +26,7 @@ FINAL: Final = 1 << 62
 
 _CHUNK: Final = 128 * 1024
 _FRAME: Final = struct.Struct("<IIBQ")
+_BRACE: Final = ord("}")
 
 log = structlog.get_logger(__name__)
 
@@ -117,11 +118,11 @@ class Stream:
 
 def _bare(intent: bytes) -> bytes:
     """An intent's frame may end in a line of flags."""
-    return intent if intent[-1] == 0x7D else intent[: intent.index(b"\n")]
+    return intent if intent[-1] == _BRACE else intent[: intent.index(b"\n")]
 
 
 def _flags(intent: bytes) -> tuple[str, ...]:
-    return () if intent[-1] == 0x7D else msgspec.json.decode(intent[intent.index(b"\n") :], type=tuple[str, ...])
+    return () if intent[-1] == _BRACE else msgspec.json.decode(intent[intent.index(b"\n") :], type=tuple[str, ...])
 
 
 class LiveStream(Stream):
@@ -150,12 +151,21 @@ class LiveStream(Stream):
         data = segment.read(self._offset, min(_CHUNK, stop - self._offset))
         unpack, at, size = _FRAME.unpack_from, 0, len(data)
         base, number = segment.number * STRIDE + self._offset, segment.number
+        opened, ready, done = self.open, self.ready, self.mark.offset
         while at + OVERHEAD <= size:
             length, _, kind, ticket = unpack(data, at)
             end = at + 8 + length
             if end > size:
                 break
-            self.apply(kind, ticket, data[at + OVERHEAD : end], number, base + end)
+            if kind == INTENT:
+                opened[ticket] = data[at + OVERHEAD : end], number
+            elif kind == OUTCOME and ticket in opened and base + end > done:  # `apply`, for nearly every frame
+                intent = opened.pop(ticket)[0]
+                if intent[-1] != _BRACE:
+                    intent = _bare(intent)
+                ready.append((b"%b,%b" % (intent[:-1], data[at + OVERHEAD + 1 : end]), base + end))
+            else:
+                self.apply(kind, ticket, data[at + OVERHEAD : end], number, base + end)
             at = end
         self._offset += at
         self.position = segment.number * STRIDE + self._offset

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from ..catalog.errors import AddressRefused, FieldError, ValidationFailed
-from ..catalog.records import PinPolicy, UpstreamKind
+from ..catalog.records import PinPolicy, Upstream, UpstreamKind
 from .addresses import check_url, split_url
 from .wire import HOP_BY_HOP
 
@@ -75,6 +75,13 @@ def destination(spec: UpstreamSpec) -> tuple[str, ...]:
     except ValidationFailed:
         return ("invalid", spec.url)
     return (parts.scheme, (parts.hostname or "").lower(), str(parts.port or {"http": 80, "https": 443}[parts.scheme]))
+
+
+def spec_of(record: Upstream) -> UpstreamSpec:
+    """A record as the spec that would make it again; its secrets are left out, so that they stay."""
+    names = [field.name for field in msgspec.structs.fields(UpstreamSpec) if field.name not in {"command", "secrets"}]
+    fields = {name: getattr(record, name) for name in names}
+    return UpstreamSpec(**fields, command=(record.command, *record.args) if record.command else ())
 
 
 def faults_of(spec: UpstreamSpec) -> list[FieldError]:

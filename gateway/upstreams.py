@@ -68,7 +68,7 @@ class Live:
         self.listings: dict[bytes, bool] = {}
         self.offers: dict[str, frozenset[str]] = {}
         self.pool = pool
-        self._timeout = record.timeout_ms / 1000
+        self.timeout = record.timeout_ms / 1000
         start = b" %b HTTP/1.1\r\n%b" % (origin.target.encode(), origin.host_line)
         own = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in injected.items())
         self._starts = {method: method + start + own for method in (b"POST", b"GET", b"DELETE")}
@@ -78,6 +78,10 @@ class Live:
         if method == b"GET" or (method == b"DELETE" and not length):
             return b"%b%b\r\n" % (self._starts[method], lines)
         return b"%b%bContent-Length: %d\r\n\r\n" % (self._starts[method], lines, length)
+
+    def start(self, method: bytes, lines: bytes) -> bytes:
+        """A request head up to what differs from one request to the next: its length, and a blank line."""
+        return self._starts[method] + lines
 
     def view(self, visit: Any) -> Live:
         """What one request forwards through: over HTTP every request is on its own."""
@@ -92,10 +96,10 @@ class Live:
 
     async def send(self, head: bytes, body: bytes, *, stream: bool = False) -> Answer:
         """See Pool.send. With `stream` there is no deadline for the answer's end."""
-        return await self.pool.send(head, body, timeout=self._timeout, stream=stream)
+        return await self.pool.send(head, body, timeout=self.timeout, stream=stream)
 
-    def link(self, **options: Any) -> Link:
-        """A conversation of the gateway's own with this server."""
+    def link(self, *, owner: str = "", **options: Any) -> Link:
+        """A conversation of the gateway's own with this server. `owner` is the agent it serves, "" for the gateway."""
         return Link(HttpWire(self), **options)
 
     async def close(self, grace: float) -> None:
@@ -120,7 +124,7 @@ class Forwarder(Protocol):
 
     def reap(self) -> None: ...
 
-    def link(self, **options: Any) -> Link: ...
+    def link(self, *, owner: str = "", **options: Any) -> Link: ...
 
     async def close(self, grace: float) -> None: ...
 

@@ -45,6 +45,7 @@ class Vault:
         if not keys or any(len(key) != KEY_BYTES for key in keys):
             raise SecretError(f"A vault needs one key or more, of {KEY_BYTES} bytes each.")
         self._first = keys[0]
+        self._keys = {key_id(key): key for key in keys}
         self._ciphers = {key_id(key): AESGCM(key) for key in keys}
         self.current = key_id(keys[0])
 
@@ -90,6 +91,10 @@ class Vault:
     def derive(self, purpose: bytes) -> bytes:
         """32 bytes for another use (`mcp-session`, `cursor`), the same in every worker: HMAC-SHA-256 of the purpose."""
         return hmac.digest(self._first, b"derive:" + purpose, hashlib.sha256)
+
+    def derived(self, purpose: bytes) -> dict[str, bytes]:
+        """As `derive`, for every key: key id -> 32 bytes, so that what an older key signed can still be checked."""
+        return {name: hmac.digest(key, b"derive:" + purpose, hashlib.sha256) for name, key in self._keys.items()}
 
 
 def key_id(key: bytes) -> str:

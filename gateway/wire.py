@@ -6,7 +6,6 @@ aiohttp parses requests and owns the connection; `RawResponse` replaces only its
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
@@ -125,6 +124,17 @@ def json_response(status: int, body: bytes, extra: Headers | None = None) -> Raw
     return RawResponse(status, head, body)
 
 
+_JSON_HEAD: Final = b"%sContent-Type: application/json\r\n%sContent-Length: %%d\r\n\r\n%%b" % (
+    status_line(200),
+    SECURITY_HEADERS,
+)
+
+
+def whole_response(body: bytes) -> bytes:
+    """`json_response(200, body)` to a keep-alive client, in bytes."""
+    return _JSON_HEAD % (len(body), body)
+
+
 class RawStream(RawResponse):
     """A response written as it comes, in chunked coding, with back-pressure from the client's socket."""
 
@@ -161,18 +171,6 @@ class RawStream(RawResponse):
         return None
 
 
-def client_gone(request: web.BaseRequest) -> bool:
-    """True when nobody would read an answer any more."""
-    transport = request.transport
-    return transport is None or transport.is_closing()
-
-
-def remote_ip(request: web.BaseRequest) -> str:
-    """The peer's address, without a port. "" on a Unix socket."""
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    return str(peer[0]) if isinstance(peer, tuple) else ""
-
-
 async def read_body(request: web.BaseRequest, limit: int) -> bytes | None:
     """The whole body, or None when it is larger than `limit` bytes (the rest is then left unread)."""
     declared = request.content_length
@@ -192,18 +190,3 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes | None:
             return None
         parts.append(chunk)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-__all__ = [
-    "HOP_BY_HOP",
-    "Headers",
-    "RawResponse",
-    "RawStream",
-    "asyncio",
-    "client_gone",
-    "encode_headers",
-    "json_response",
-    "read_body",
-    "remote_ip",
-    "status_line",
-]

@@ -230,6 +230,10 @@ class KeyedRateLimiter:
         """Seconds until the key's bucket has `count` tokens."""
         return self._bucket(key).retry_after(count)
 
+    def tokens(self, key: str) -> float:
+        """What the key's bucket holds now."""
+        return self._bucket(key).tokens
+
     def forget(self, key: str) -> None:
         """The key's bucket is full again."""
         self._buckets.pop(key, None)

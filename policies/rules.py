@@ -128,7 +128,7 @@ def compile_rules(rules: Iterable[ArgumentRule]) -> GuardFunction:
     def check_arguments(call: Call) -> Verdict | None:
         args = call.args
         raw = call.raw
-        if raw and names_a_key_twice(raw if type(raw) is bytes else bytes(raw), args):
+        if raw and not call.exact and names_a_key_twice(raw if type(raw) is bytes else bytes(raw), args):
             because = "its arguments name a key twice, which is ambiguous; send every key once."
             return denied("ARGUMENT_DENIED", "argument-rules", call.principal.agent_name, call.tool, because)
         for rule, check in checks:

@@ -18,6 +18,7 @@ Shared parts, so that the next backend is small
 
 Behaviour around any store, by wrapping and not by inheriting
 * `observed`: tells a callback of each operation, its duration and its error code.
+* `pending`: which migrations a store has not seen, changing nothing.
 * `retried`: asks again when a read finds the store unreachable. Writes are never repeated.
 
 What a backend must hold to is `tests/contract`; how to add one is `docs/storage.md`.

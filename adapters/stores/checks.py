@@ -16,6 +16,7 @@ from ...catalog.store import (
     MAX_BATCH,
     MAX_PAGE,
     Delete,
+    Encoded,
     Entity,
     Increment,
     Index,
@@ -240,9 +241,12 @@ def appendable(schema: Schema, entity: Entity) -> Shape:
     return shape
 
 
-def appended(shape: Shape, record: Record, now: int, limit: int) -> tuple[tuple[Any, ...], bytes]:
+def appended(shape: Shape, record: Record | Encoded, now: int, limit: int) -> tuple[tuple[Any, ...], bytes]:
     """The keys and body of a record to append. Kept as it is (it may be hashed); only a `created_at` of 0 is set, as
     `prune` needs it. Types are trusted here: reading each one back would double the cost of the journal."""
+    if type(record) is Encoded:
+        return shape.checked_keys(record.keys), sized(shape, record.keys[1], record.body, limit)
+    assert isinstance(record, Record)  # noqa: S101 - the other half of the union
     if type(record) is not shape.entity.type:
         typed(shape, record)
     if not record.created_at:

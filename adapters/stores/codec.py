@@ -29,8 +29,9 @@ MAX_KEY_BYTES: Final = 1024
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
 CREATED: Final = Index("_created", ("org",), sort="created_at")
-"""The index behind `prune`. Every append-only entity has it; no query can name it."""
+"""The index behind `prune` of append-only entities whose ids do not tell the time; no query can name it."""
 
+_TIME_MAX: Final = (1 << 48) - 1
 _CURSOR_MAX: Final = 8192
 _MARK: Final = 8
 _OWN: Final = frozenset(("org", "id", "version", "created_at", "updated_at"))
@@ -50,15 +51,17 @@ class Shape:
     field, a unique index on an append-only entity.
 
     `keys` are the fields copied out of the body besides `org` and `id`, in order of first use. `kinds` has the Python
-    type of each key field. `indexes` are the declared ones and, where append-only, `CREATED`.
+    type of each key field. `indexes` are the declared ones and, where append-only, `CREATED`, unless ids tell the time;
+    `aged` is the index that `prune` goes by.
     """
 
-    __slots__ = ("_decode", "_row", "counters", "entity", "indexes", "keys", "kinds", "name", "unique")
+    __slots__ = ("_decode", "_row", "aged", "counters", "entity", "indexes", "keys", "kinds", "name", "unique")
 
     def __init__(self, entity: Entity) -> None:
         self.entity = entity
         self.name = entity.name
-        self.indexes = (*entity.indexes, CREATED) if entity.append_only else entity.indexes
+        self.aged = _aged(entity)
+        self.indexes = (*entity.indexes, CREATED) if entity.append_only and self.aged is CREATED else entity.indexes
         self.unique = tuple(index for index in self.indexes if index.unique)
         kinds = {field.name: _kind(field.type) for field in _fields(entity.type)}
         self.keys = keys_of(self.indexes)
@@ -71,9 +74,18 @@ class Shape:
         self._decode = msgspec.json.Decoder(entity.type).decode
         self._row = attrgetter("org", "id", *self.keys)
 
+    def until(self, before: int) -> Any:
+        """The bound on the index `aged` of what was created before a time in milliseconds."""
+        if self.aged is CREATED:
+            return max(INT_MIN, min(INT_MAX, before))
+        return f"{self.entity.time_ordered}_{max(0, min(_TIME_MAX, before)):012x}"
+
     def row(self, record: Record) -> tuple[Any, ...]:
         """(org, id, *keys) of a record. ValidationFailed when one of them is no key every backend can hold."""
-        row: tuple[Any, ...] = self._row(record)
+        return self.checked_keys(self._row(record))
+
+    def checked_keys(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same of keys that stand beside their record."""
         for value in row:
             # The common case in one look: a short ASCII string without NUL, or a small integer.
             if type(value) is str:
@@ -128,6 +140,15 @@ class Shape:
             raise ValidationFailed([_located(str(error))], f"A record of {self.name} is not valid.") from error
         record.version = version
         return record
+
+
+def _aged(entity: Entity) -> Index:
+    if not entity.time_ordered:
+        return CREATED
+    for index in entity.indexes:
+        if index.fields == ("org",) and index.sort in ("", "id") and not index.unique:
+            return index
+    raise StoreError(f"Entity {entity.name!r} is time-ordered and has no index on org alone.")
 
 
 def keys_of(indexes: Sequence[Index]) -> tuple[str, ...]:

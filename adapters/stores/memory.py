@@ -14,7 +14,7 @@ import msgspec
 
 from ...catalog.errors import Conflict, SettingsError, Stale, StoreError, StoreUnavailable
 from ...catalog.records import MIGRATIONS, Migration
-from ...catalog.store import Entity, Index, Page, Query, Record, Write
+from ...catalog.store import Encoded, Entity, Index, Page, Query, Record, Write
 from .checks import (
     MAX_RECORD_BYTES,
     Adding,
@@ -26,12 +26,11 @@ from .checks import (
     Stored,
     appendable,
     appended,
-    bounded,
     plan,
     positive,
     prepare,
 )
-from .codec import CREATED, Clock, Shape, fits, now_ms, order_of
+from .codec import Clock, Shape, fits, now_ms, order_of
 from .programs import refuse_newer
 from .schema import Schema
 
@@ -224,7 +223,7 @@ class MemoryStore:
             self._table(write.entity)
         return self._all_or_nothing(ready, [])
 
-    async def append(self, entity: Entity, records: Sequence[Record], *guards: Write) -> None:
+    async def append(self, entity: Entity, records: Sequence[Record | Encoded], *guards: Write) -> None:
         shape, now = appendable(self._schema, entity), self._clock()
         table = self._table(entity)
         ready = prepare(self._schema, guards, now, self._max_bytes)
@@ -236,10 +235,10 @@ class MemoryStore:
         table = self._table(entity)
         if not fits(org):
             return 0
-        start, end = table.matches(Plan(shape, CREATED, (org,), until=bounded(before)))
-        gone = table.entries[CREATED][start : min(end, start + limit)]
+        start, end = table.matches(Plan(shape, shape.aged, (org,), until=shape.until(before)))
+        gone = table.entries[shape.aged][start : min(end, start + limit)]
         for entry in gone:
-            table.take(table.address(CREATED, entry))
+            table.take(table.address(shape.aged, entry))
         return len(gone)
 
     def _check_open(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from ...catalog.errors import EnterpriseError
-from ...catalog.store import Entity, Page, Query, Record, Store, Write
+from ...catalog.store import Encoded, Entity, Page, Query, Record, Store, Write
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Observed:
         entity = writes[0].entity.name if writes else ""
         return await self._told("commit", entity, self.inner.commit(*writes))
 
-    async def append(self, entity: Entity, records: Sequence[Record], *guards: Write) -> None:
+    async def append(self, entity: Entity, records: Sequence[Record | Encoded], *guards: Write) -> None:
         await self._told("append", entity.name, self.inner.append(entity, records, *guards))
 
     async def prune(self, entity: Entity, org: str, before: int, limit: int = 1000) -> int:

@@ -8,11 +8,11 @@ the program raises, it rolls back. A program is made anew for each attempt.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from ...catalog.errors import Conflict, Stale, StoreError
-from ...catalog.store import Index, Record
+from ...catalog.store import Encoded, Index, Record
 from .checks import Adding, Deleting, Inserting, Plan, Prepared, Replacing, Stored, appended
 from .schema import Added, Schema, Step
 from .sql import Dialect, Statement, Table, build, build_indexes
@@ -157,26 +157,22 @@ def _conflict(table: Table, new: Stored, constraint: str, *, inserting: bool) ->
 
 # -- immutable records -------------------------------------------------------------------------------------------
 def append(
-    tables: Tables, table: Table, records: Iterable[Record], guards: Iterable[Prepared], now: int, limit: int
+    tables: Tables, table: Table, records: Sequence[Record | Encoded], guards: Iterable[Prepared], now: int, limit: int
 ) -> Program[None]:
     """Store records in statements of many rows, then the guards.
 
     Many rows a statement, because a driver on a thread gives up and regains the interpreter's lock with each one: row
     by row, a busy event loop would slow the journal to its own pace.
     """
-    shape, left = table.shape, iter(records)
-    while chunk := list(islice(left, table.chunk)):
-        values: list[Any] = []
-        for record in chunk:
-            row, body = appended(shape, record, now, limit)
-            values += (row[0], row[1], 1, body)
-            values += row[2:]
-        yield table.append(len(chunk)), values
+    for start in range(0, len(records), table.chunk):
+        rows = [appended(table.shape, record, now, limit) for record in records[start : start + table.chunk]]
+        values = chain.from_iterable([(row[0], row[1], 1, body, *row[2:]) for row, body in rows])
+        yield table.append(len(rows)), tuple(values)
     yield from commit(tables, guards)
 
 
 def prune(table: Table, plan: Plan, limit: int) -> Program[int]:
-    """Delete the first `limit` records of a plan over the `CREATED` index."""
+    """Delete the first `limit` records of a plan over the index that tells their age."""
     found = yield table.select(plan, limit, "ids")
     ids = [row[0] for row in found.rows]
     for start in range(0, len(ids), BACKFILL_PAGE):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from ...catalog.errors import StoreUnavailable
-from ...catalog.store import Entity, Page, Query, Record, Store, Write
+from ...catalog.store import Encoded, Entity, Page, Query, Record, Store, Write
 from ...policies.resilience import Sleep, with_retry
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Retried:
     async def commit(self, *writes: Write) -> list[Any]:
         return await self.inner.commit(*writes)
 
-    async def append(self, entity: Entity, records: Sequence[Record], *guards: Write) -> None:
+    async def append(self, entity: Entity, records: Sequence[Record | Encoded], *guards: Write) -> None:
         await self.inner.append(entity, records, *guards)
 
     async def prune(self, entity: Entity, org: str, before: int, limit: int = 1000) -> int:

@@ -175,6 +175,8 @@ class Connection:
         # A call record has 800 bytes: with pages of 8 KiB it takes a sixth to a third less CPU to store than with 4.
         db.execute("PRAGMA page_size = 8192")
         db.execute("PRAGMA journal_mode = WAL")
+        # Fewer, larger checkpoints: a page that many commits touched is copied back once. 32 MB of log at most.
+        db.execute("PRAGMA wal_autocheckpoint = 4000")
         db.execute(f"PRAGMA synchronous = {self._options.synchronous}")
         if not writing:
             db.execute("PRAGMA query_only = ON")

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from ...catalog.records import MIGRATIONS, Migration
-from ...catalog.store import Entity, Page, Query, Record, Write
-from .checks import MAX_RECORD_BYTES, Plan, appendable, bounded, plan, positive, prepare
-from .codec import CREATED, Clock, fits, now_ms
+from ...catalog.store import Encoded, Entity, Page, Query, Record, Write
+from .checks import MAX_RECORD_BYTES, Plan, appendable, plan, positive, prepare
+from .codec import Clock, fits, now_ms
 from .programs import Program, append, commit, migrate, prune
 from .schema import Schema
 from .sql import Dialect, Table
@@ -95,7 +95,7 @@ class SqlStore:
         ready = prepare(self._schema, writes, self._clock(), self._max_bytes)
         return await self.driver.transact(lambda: commit(self._tables, ready)) if ready else []
 
-    async def append(self, entity: Entity, records: Sequence[Record], *guards: Write) -> None:
+    async def append(self, entity: Entity, records: Sequence[Record | Encoded], *guards: Write) -> None:
         table, now = self._tables[appendable(self._schema, entity).name], self._clock()
         ready = prepare(self._schema, guards, now, self._max_bytes)
         if records or ready:
@@ -107,5 +107,5 @@ class SqlStore:
         limit = positive("limit", limit)
         if not fits(org):
             return 0
-        wanted = Plan(shape, CREATED, (org,), until=bounded(before))
+        wanted = Plan(shape, shape.aged, (org,), until=shape.until(before))
         return await self.driver.transact(lambda: prune(self._tables[shape.name], wanted, limit))

@@ -1,10 +1,10 @@
 """How do we speak to MCP servers that are programs and not addresses? Child processes behind a small port.
 
-* `mcp_stdio`: `create(command, args, cwd, env, name=...) -> StdioUpstream`. Loaded by name; the only door from above.
+* `mcp_stdio`: `create(command, args, cwd, env, name=...) -> StdioUpstream`.
   `StdioUpstream.open_session(on_message, on_close) -> StdioSession`: one child process a session, because an MCP stdio
   server knows one client, and because one agent's crash must not be another's.
-* `mux`: `StdioMux`, many callers over one child: ids, progress tokens and subscription ids are remapped. For the
-  stateless revision (2026-07-28) and for the gateway's own listings. `remap`: the rewriting, as pure functions.
+* `mux`: `StdioMux`, many requests over one child: ids, progress tokens, subscription ids, cancellations are remapped.
+  Loaded by name; the door from above. `remap`: the rewriting, as pure functions.
 * `process`: one child: own session and process group, lines out, back-pressure in, the protocol's order of ending it.
   `spawning`: how it is started with no file of ours but its pipes, and how its end is heard of.
 * `childenv`: what a child may know: a short list of variables and what was configured, never the gateway's secrets.

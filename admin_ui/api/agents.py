@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from ...catalog.errors import BadRequest, Conflict, PreconditionFailed, Stale
+from ...catalog.profiles import Profile
 from ...catalog.records import AGENTS, AgentStatus
 from ...gateway.accounts import AgentChange, AgentSpec, Assignment
 from .. import show
@@ -77,9 +81,15 @@ async def get_agent(ctx: Context) -> Reply:
     return Reply(show.agent(agent), agent.version)
 
 
+async def _agent_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[AgentChange, int]:
+    agent = await ctx.runtime.accounts.agent(ctx.org, ctx.path["id"])
+    now = AgentChange(name=agent.name, description=agent.description, status=agent.status, metadata=agent.metadata)
+    return now, agent.version
+
+
 @operation(
     "PUT", "/api/agents/{id}", tag="agents", scope="agents:write", role="member", body=AgentChange,
-    returns=show.AgentOut, audit="agent.update", errors=(Conflict, Stale, PreconditionFailed),
+    returns=show.AgentOut, current=_agent_now, audit="agent.update", errors=(Conflict, Stale, PreconditionFailed),
     example=Example(
         path={"id": AGENT_ID}, body={"name": "research-bot", "status": "suspended", "metadata": {"team": "growth"}}
     ),
@@ -125,9 +135,20 @@ async def get_agent_profile(ctx: Context) -> Reply:
     return Reply(shown, shown.version)
 
 
+async def _profile_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[Assignment, str]:
+    """What its profile says, when that is to be changed. Changed, a preset or shared profile becomes one of its own."""
+    agent = await ctx.runtime.accounts.agent(ctx.org, ctx.path["id"])
+    record = await ctx.runtime.accounts.profile_of(agent)
+    version = show.profile_version(agent, record)
+    if "profile" not in patch:
+        return Assignment(), version
+    return Assignment(profile=record.spec if record is not None else Profile()), version
+
+
 @operation(
     "PUT", "/api/agents/{id}/profile", tag="agents", scope="profiles:write", role="admin", body=Assignment,
-    returns=show.ProfileOut, audit="agent.profile", errors=(Stale, PreconditionFailed),
+    returns=show.ProfileOut, current=_profile_now, careful=True, audit="agent.profile",
+    errors=(Stale, PreconditionFailed),
     example=Example(
         path={"id": AGENT_ID},
         body={

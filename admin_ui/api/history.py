@@ -1,4 +1,4 @@
-"""`/api/calls` and `/api/audit`: what agents did, and what people and programs changed. Read only."""
+"""`/api/calls`: what agents did. Read only."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from ...catalog.errors import BadRequest, NotFound
+from ...catalog.errors import NotFound
 from ...catalog.ids import PREFIXES
-from ...catalog.records import AUDIT, CALLS, CHAIN_HEADS, CallRecord, ChainHead
+from ...catalog.records import CALLS, CHAIN_HEADS, CallRecord, ChainHead
 from .. import show
 from ..examples import AGENT_ID, CALL_ID
 from ..operation import Context, Example, Listing, Reply, operation
@@ -29,13 +29,6 @@ class CallQuery(SpanQuery, kw_only=True):
     agent_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class AuditQuery(SpanQuery, kw_only=True):
-    """One filter at a time: `actor` (the id of a key), or `action` (`agent.create`)."""
-
-    actor: str | msgspec.UnsetType = msgspec.UNSET
-    action: str | msgspec.UnsetType = msgspec.UNSET
-
-
 @operation(
     "GET", "/api/calls", tag="calls", scope="calls:read", query=CallQuery, returns=show.CallOut, listing=True,
     example=Example(query={"agent_id": AGENT_ID, "limit": "20", "since": "2026-01-01T00:00:00Z"}),
@@ -52,7 +45,7 @@ async def list_calls(ctx: Context, query: CallQuery) -> Listing:
     newest = await _newest(ctx)
     view = View(
         entity=CALLS, index=index, where=where, descending=query.order == "newest",
-        since=_bound("call", query.since), until=_bound("call", query.until),
+        since=bound("call", query.since), until=bound("call", query.until),
         # On stores without large transactions a row may be there before the chain vouches for it.
         keep=lambda record: record.seq <= newest,
     )  # fmt: skip
@@ -71,32 +64,13 @@ async def get_call(ctx: Context) -> Reply:
     return Reply(show.call(record))
 
 
-@operation(
-    "GET", "/api/audit", tag="audit", scope="audit:read", role="admin", query=AuditQuery, returns=show.AuditOut,
-    listing=True, errors=(BadRequest,), example=Example(query={"action": "agent.create"}),
-)  # fmt: skip
-async def list_audit(ctx: Context, query: AuditQuery) -> Listing:
-    """Who changed what and who was refused, newest first."""
-    given = {
-        name: value for name, value in (("actor", query.actor), ("action", query.action)) if value is not msgspec.UNSET
-    }
-    if len(given) > 1:
-        raise BadRequest("Filter by actor or by action, one at a time.")
-    index = {"": "by_org", "actor": "by_actor", "action": "by_action"}["".join(given)]
-    view = View(
-        entity=AUDIT, index=index, where={"org": ctx.org, **given}, descending=query.order == "newest",
-        since=_bound("audit", query.since), until=_bound("audit", query.until),
-    )  # fmt: skip
-    return await listing(ctx, query, view, show.audit)
-
-
 async def _newest(ctx: Context) -> int:
     """The last sequence number that the organisation's chain vouches for."""
     head: ChainHead | None = await ctx.store.get(CHAIN_HEADS, ctx.org, "calls")
     return head.seq if head is not None else 0
 
 
-def _bound(kind: str, moment: Moment | msgspec.UnsetType) -> str | None:
+def bound(kind: str, moment: Moment | msgspec.UnsetType) -> str | None:
     """The smallest id of a moment: ids begin with their time, so a span of time is a span of ids."""
     if isinstance(moment, msgspec.UnsetType):
         return None

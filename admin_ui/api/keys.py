@@ -56,7 +56,7 @@ async def list_keys(ctx: Context, query: KeyQuery) -> Listing:
 
 @operation(
     "POST", "/api/keys", tag="keys", scope="keys:create", role="admin", body=KeyIn, returns=show.NewKeyOut, status=201,
-    audit="key.create",
+    audit="key.create", once=("key",),
     example=Example(body={"kind": "agent", "agent_id": AGENT_ID, "name": "laptop", "allowed_ips": ["203.0.113.0/24"]}),
 )  # fmt: skip
 async def create_key(ctx: Context, body: KeyIn) -> Reply:

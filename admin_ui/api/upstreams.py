@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...catalog.errors import Conflict, EnterpriseError, PreconditionFailed, Stale
 from ...catalog.records import TOOLS, UPSTREAMS, Upstream
 from ...gateway.scopes import STDIO
 from ...gateway.tools_registry import Correction
-from ...gateway.upstream_spec import UpstreamSpec
+from ...gateway.upstream_spec import KEPT, UpstreamSpec, spec_of
 from .. import show
 from ..examples import TOOL_ID, UPSTREAM_ID
 from ..operation import Context, Example, Listing, Reply, operation
@@ -59,9 +62,17 @@ async def get_upstream(ctx: Context) -> Reply:
     return Reply(show.upstream(record), record.version)
 
 
+async def _upstream_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[UpstreamSpec, int]:
+    record = await ctx.runtime.registry.upstream(ctx.org, ctx.path["id"])
+    spec = spec_of(record)
+    if "secrets" in patch:  # those that the patch does not name stay
+        spec.secrets = dict.fromkeys(record.secrets, KEPT)
+    return spec, record.version
+
+
 @operation(
     "PUT", "/api/gateway/upstreams/{id}", tag="upstreams", scope="upstreams:write", role="admin", body=UpstreamSpec,
-    returns=show.UpstreamOut, audit="upstream.update", errors=(Stale, PreconditionFailed),
+    returns=show.UpstreamOut, current=_upstream_now, audit="upstream.update", errors=(Stale, PreconditionFailed),
     example=Example(
         path={"id": UPSTREAM_ID},
         body={"name": "mail", "url": "https://mcp.example.com/v2", "secrets": {"Authorization": "set"}},
@@ -115,9 +126,16 @@ async def list_upstream_tools(ctx: Context, query: PageQuery) -> Listing:
     return await listing(ctx, query, view, show.upstream_tool)
 
 
+async def _tool_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[Correction, int]:
+    registry = ctx.runtime.registry
+    upstream = await registry.upstream(ctx.org, ctx.path["id"])
+    return Correction(), (await registry.tools.tool(ctx.org, upstream.name, ctx.path["tool"])).version
+
+
 @operation(
     "PUT", "/api/gateway/upstreams/{id}/tools/{tool}", tag="upstreams", scope="upstreams:write", role="admin",
-    body=Correction, returns=show.UpstreamToolOut, audit="tool.correct", errors=(Stale, PreconditionFailed),
+    body=Correction, returns=show.UpstreamToolOut, current=_tool_now, audit="tool.correct",
+    errors=(Stale, PreconditionFailed),
     example=Example(
         path={"id": UPSTREAM_ID, "tool": TOOL_ID},
         body={"risk": "high", "side_effects": ["sends-email"], "skills": ["email-management"], "accept_pin": True},

@@ -87,13 +87,11 @@ class GatewayRunner:
 
     @staticmethod
     def _call(approval: Approval, form: Form, principal: Principal, execution_id: str) -> Call:
-        call = Call(
+        return Call(
             principal, form.tool, encode(form.arguments) if form.arguments else b"", id=execution_id, at=time.time(),
             door="mcp", upstream=form.upstream, ip=approval.ip, request_id=approval.request_id,
-            trace_id=approval.trace_id,
+            trace_id=approval.trace_id, args=form.arguments,
         )  # fmt: skip
-        call._args = form.arguments
-        return call
 
     async def _check_pin(self, form: Form, link: Link) -> str:
         """The tool must be what it was when the call was held: in our record, and in what the server says now."""

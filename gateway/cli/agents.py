@@ -63,10 +63,13 @@ def create(
 
     async def work() -> tuple[dict[str, Any], str | None]:
         async with house(common) as own:
-            try:
-                agent = await own.accounts.create_agent(own.org, spec, assignment)
-            except Conflict as error:
-                raise Conflict(error.index, f"There is an agent named {name!r} already.") from None
+            async with own.deed("agent.create") as deed:
+                deed.details["name"] = name
+                try:
+                    agent = await own.accounts.create_agent(own.org, spec, assignment)
+                except Conflict as error:
+                    raise Conflict(error.index, f"There is an agent named {name!r} already.") from None
+                deed.resource = agent.id
             secret = (await mint_for(own, agent))[1] if key else None
             return await _view(own, agent), secret
 
@@ -146,7 +149,10 @@ def status_(common: Common, agent: str, status: AgentStatus) -> None:
         async with house(common) as own:
             found = await own.agent(agent)
             spec = AgentSpec(name=found.name, description=found.description, status=status, metadata=found.metadata)
-            return await _view(own, await own.accounts.replace_agent(own.org, found.id, spec, found.version))
+            async with own.deed("agent.update", found.id) as deed:
+                deed.details["status"] = status
+                changed = await own.accounts.replace_agent(own.org, found.id, spec, found.version)
+            return await _view(own, changed)
 
     view = run(work())
     if common.json:
@@ -166,7 +172,9 @@ def delete(common: Common, agent: str, yes: bool) -> None:
     async def work() -> Agent:
         async with house(common) as own:
             found = await own.agent(agent)
-            await own.accounts.delete_agent(own.org, found.id)
+            async with own.deed("agent.delete", found.id) as deed:
+                deed.details["name"] = found.name
+                await own.accounts.delete_agent(own.org, found.id)
             return found
 
     gone = run(work())
@@ -196,7 +204,10 @@ def profile_set(
     async def work() -> tuple[Agent, ProfileRecord]:
         async with house(common) as own:
             found = await own.agent(agent)
-            return await own.accounts.assign(own.org, found.id, assignment)
+            async with own.deed("agent.profile", found.id) as deed:
+                changed, record = await own.accounts.assign(own.org, found.id, assignment)
+                deed.details["profile"] = record.preset or record.id
+            return changed, record
 
     owner, record = run(work())
     if common.json:

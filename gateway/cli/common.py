@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import update_wrapper
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
@@ -17,11 +18,14 @@ from ...catalog.store import GLOBAL, MAX_PAGE, Entity, Query, Store
 from ..settings import LogSettings, Settings
 from ..settings_load import Loaded, load
 
+if TYPE_CHECKING:
+    from ..audit import Deed
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 ACTOR: Final = "cli"
-"""Who made it, in records that commands make."""
+"""Who made it, in records that commands make. The audit trail says which user of the system."""
 
 
 class Common(msgspec.Struct, frozen=True):
@@ -78,6 +82,7 @@ def _wrapped(wrapper: Any, function: F) -> F:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine."""
+    gc.enable()
     return asyncio.run(work)
 
 
@@ -93,6 +98,13 @@ class House:
         self.org = org.id
         self.org_name = org.name
         self.accounts = Accounts(store)
+
+    def deed(self, action: str, resource: str = "") -> AbstractAsyncContextManager[Deed]:
+        """`async with own.deed("agent.create") as deed:` around whatever changes something: it leaves an audit entry,
+        as the same operation of the API does, also when it is refused."""
+        from ..audit import Trail, shell_actor
+
+        return Trail(self.store).deed(self.org, shell_actor(), action, resource)
 
     @property
     def registry(self) -> Any:
@@ -127,10 +139,9 @@ async def house(common: Common) -> AsyncIterator[House]:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Store]:
-    """The store, migrated. A database file that is not there is an error, and is not made."""
-    from ..runtime import open_store
-    from ..setup import database_file
+async def opened(settings: Settings, *, migrate: bool = True) -> AsyncIterator[Store]:
+    """The store, migrated unless told otherwise. A database file that is not there is an error, and is not made."""
+    from ..stores import database_file, database_url, open_store
 
     file = database_file(settings.database)
     if file is not None and not file.exists():
@@ -138,10 +149,11 @@ async def opened(settings: Settings) -> AsyncIterator[Store]:
             f"There is no database {file}.",
             hint="agenticmail-enterprise init makes one; --database or --config name another.",
         )  # fmt: skip
-    store = open_store(settings.database)
+    store = open_store(database_url(settings))
     await store.open()
     try:
-        await store.migrate()
+        if migrate:
+            await store.migrate()
         yield store
     finally:
         await store.close()

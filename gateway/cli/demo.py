@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,7 @@ def _play(actor: Actor, folder: str, host: str, port: int, *, once: bool, as_jso
         from .output import console
         from .serve import loop_run
 
+        gc.enable()
         stage: Stage = Silent() if as_json else Shown(console())
         bound = int(held.getsockname()[1])
         return loop_run(run_demo(actor, Path(folder), host, bound, stage, once=once)).problem

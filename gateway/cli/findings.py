@@ -30,6 +30,7 @@ from ..logs import masked_text
 from ..registry import Registry
 from ..settings import Settings
 from ..settings_load import DEFAULT, Loaded
+from ..stores import pending_migrations
 from ..vault import KEY_FILE, Vault
 from .common import Common, every, opened, organisations
 from .keys import live_keys
@@ -108,8 +109,9 @@ async def key_file(patient: Patient) -> Found:
 
 async def store(patient: Patient) -> Found:
     try:
-        patient.store = await patient.stack.enter_async_context(opened(patient.settings))
+        patient.store = await patient.stack.enter_async_context(opened(patient.settings, migrate=False))
         await patient.store.ping()
+        pending = await pending_migrations(patient.store)
     except EnterpriseError as error:
         mend = (
             f"{COMMAND} init"
@@ -117,6 +119,9 @@ async def store(patient: Patient) -> Found:
             else "start the database, or name another: --database URL"
         )
         raise SettingsError(error.message, mend=mend) from None
+    if pending:
+        numbers = ", ".join(map(str, pending))
+        raise SettingsError(f"Migrations are pending: {numbers}.", mend=f"{COMMAND} migrate")
     yield Finding("database", "ok", f"{masked_text(patient.settings.database)} answers, and its schema is current")
     patient.orgs = await organisations(patient.store)
     if not patient.orgs:

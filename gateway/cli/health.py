@@ -1,10 +1,10 @@
-"""`check` and `doctor`: does everything open, and what is or may become a problem."""
+"""`check` and `doctor`: does everything open, and what is or may become a problem. `migrate`: the schema."""
 
 from __future__ import annotations
 
 import click
 
-from .common import Common, quiet, run, settings_options
+from .common import Common, opened, quiet, run, settings_options
 from .findings import Finding, examine
 from .output import STYLES, console, emit_json, pointing, say
 
@@ -16,7 +16,7 @@ MARKS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
 def check(common: Common) -> None:
     """Open everything that serving needs; exit 0 when all of it works.
 
-    Settings, data folder, key, database and schema, plugins, servers. Changes nothing but pending migrations.
+    Settings, data folder, key, database and schema, plugins, servers. Changes nothing: pending migrations are told.
     """
     quiet()
     found = run(examine(common, everything=False))
@@ -32,6 +32,26 @@ def doctor(common: Common) -> None:
     found = run(examine(common, everything=True))
     healthy = not any(finding.state == "problem" for finding in found)
     _report(common, found, healthy, hint="")
+
+
+@click.command()
+@settings_options
+def migrate(common: Common) -> None:
+    """Bring the database's schema to this version's. `serve` does it at its start; again, it changes nothing.
+
+    Migrations only add. Stop workers of the version before when one adds an index: they would not fill it.
+    """
+    quiet()
+    done = run(_migrated(common))
+    if common.json:
+        emit_json({"applied": done})
+    else:
+        say(f"Applied migrations {', '.join(map(str, done))}." if done else "The schema is current.")
+
+
+async def _migrated(common: Common) -> list[int]:
+    async with opened(common.load().settings, migrate=False) as store:
+        return await store.migrate()
 
 
 def _report(common: Common, found: list[Finding], healthy: bool, hint: str) -> None:

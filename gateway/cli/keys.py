@@ -46,7 +46,7 @@ def create(
                 kind="agent" if owner else "program", agent_id=owner.id if owner else "", name=name, scopes=scopes,
                 allowed_ips=allowed_ips, expires_at=0 if no_expiry else _in_days(days),
             )  # fmt: skip
-            record, secret = await own.accounts.mint(own.org, spec, created_by=ACTOR)
+            record, secret = await _mint(own, spec)
             return record, secret, owner.name if owner else ""
 
     record, secret, owner = run(work())
@@ -96,7 +96,7 @@ def revoke(common: Common, key_id: str, yes: bool) -> None:
     confirm(f"Revoke the key {key_id}?", yes)
 
     async def work() -> ApiKey:
-        async with house(common) as own:
+        async with house(common) as own, own.deed("key.revoke", key_id):
             return await own.accounts.revoke(own.org, key_id)
 
     record = run(work())
@@ -132,4 +132,13 @@ def view(key: ApiKey, agent: str) -> dict[str, Any]:
 async def mint_for(own: House, agent: Agent, name: str = "") -> tuple[ApiKey, str]:
     """A key for an agent, valid for the default time."""
     spec = KeySpec(agent_id=agent.id, name=name, expires_at=_in_days(DEFAULT_DAYS))
-    return await own.accounts.mint(own.org, spec, created_by=ACTOR)
+    return await _mint(own, spec)
+
+
+async def _mint(own: House, spec: KeySpec) -> tuple[ApiKey, str]:
+    async with own.deed("key.create") as deed:
+        deed.details |= {"kind": spec.kind, "scopes": " ".join(spec.scopes), "agent": spec.agent_id}
+        record, secret = await own.accounts.mint(own.org, spec, created_by=ACTOR)
+        deed.resource = record.id
+        deed.details["scopes"] = " ".join(record.scopes)
+    return record, secret

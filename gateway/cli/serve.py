@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import structlog
 
-from ..settings import Settings
+from ..settings import Settings, url_of
 from ..settings_load import Loaded
-from ..setup import database_file, url_of
+from ..stores import database_file
 from .common import Common, settings_options
 from .output import emit_json
 
@@ -75,13 +76,16 @@ def require_setup(settings: Settings) -> None:
         )  # fmt: skip
 
 
-async def serve_one(settings: Settings, worker: int, port: int, ready: Callable[[], None]) -> None:
-    """Be one worker until a signal. `ready` is called when requests are answered."""
+async def serve_one(
+    settings: Settings, worker: int, port: int, ready: Callable[[], None], shared: Path | None = None
+) -> None:  # fmt: skip
+    """Be one worker until a signal. `ready` is called when requests are answered; `shared`: see `Runtime.open`."""
     from ..runtime import Runtime
     from ..server import listen
     from ..server import serve as serve_until_signal
 
-    runtime = await Runtime.open(settings, worker=worker)
+    runtime = await Runtime.open(settings, worker=worker, shared=shared)
+    gc.enable()
     gc.collect()
     gc.freeze()  # what is here now stays: later collections need not look at it
     await serve_until_signal(runtime, listen(settings.server.host, port), ready=lambda _: ready())
@@ -102,13 +106,31 @@ def loop_run(work: Coroutine[Any, Any, T]) -> T:
 
 def _serve_many(settings: Settings, port: int, announce: Callable[[], None]) -> int:
     from .. import runtime, server  # noqa: F401 - loaded before the fork, so that the workers share the pages
+    from ..metrics_share import end
     from ..workers import Supervisor
     from .app import report_and_exit
 
+    folder = _shared_folder(settings)
+
     def work(number: int, ready: Callable[[], None]) -> None:
         try:
-            loop_run(serve_one(settings, number, port, ready))
+            loop_run(serve_one(settings, number, port, ready, folder))
         except Exception as error:  # noqa: BLE001 - a worker's end is reported like a command's
             report_and_exit(error)
 
-    return Supervisor(settings.server.workers, work, settings.server.stop_grace, announce).run()
+    gc.enable()
+    try:
+        return Supervisor(settings.server.workers, work, settings.server.stop_grace, announce).run()
+    finally:
+        if folder is not None:
+            end(folder)
+
+
+def _shared_folder(settings: Settings) -> Path | None:
+    """Where the workers leave their metrics; None when it cannot be made: the first worker says what is wrong there."""
+    from ..metrics_share import begin
+
+    try:
+        return begin(settings.data_dir)
+    except OSError:
+        return None

@@ -14,7 +14,7 @@ from ...catalog.errors import Conflict, NotFound, UpstreamError
 from ...catalog.profiles import Risk, SideEffect
 from ...catalog.records import PinPolicy, ToolRecord, Upstream
 from ..tools_registry import Correction
-from ..upstream_spec import KEPT, UpstreamSpec
+from ..upstream_spec import KEPT, UpstreamSpec, spec_of
 from ..upstreams import ListingReport, Upstreams
 from .args import PAIR, from_environment, from_files
 from .common import Common, House, common_options, confirm, house, run
@@ -99,10 +99,13 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
 def _add(common: Common, spec: UpstreamSpec, *, refresh: bool) -> None:
     async def work() -> tuple[Upstream, ListingReport | None]:
         async with house(common) as own:
-            try:
-                record = await own.registry.create(own.org, spec)
-            except Conflict as error:
-                raise Conflict(error.index, f"There is a server named {spec.name!r} already.") from None
+            async with own.deed("upstream.create") as deed:
+                deed.details |= {"name": spec.name, "kind": spec.kind}
+                try:
+                    record = await own.registry.create(own.org, spec)
+                except Conflict as error:
+                    raise Conflict(error.index, f"There is a server named {spec.name!r} already.") from None
+                deed.resource = record.id
             return record, await refreshed(own, record) if refresh else None
 
     record, report = run(work())
@@ -150,7 +153,8 @@ def refresh_(common: Common, name: str) -> None:
     async def work() -> tuple[Upstream, ListingReport]:
         async with house(common) as own:
             record = await own.registry.by_name(own.org, name)
-            return record, await refreshed(own, record)
+            async with own.deed("upstream.refresh", record.id):
+                return record, await refreshed(own, record)
 
     record, report = run(work())
     if not report.ok:
@@ -173,7 +177,9 @@ def remove(common: Common, name: str, yes: bool) -> None:
         async with house(common) as own:
             registry = own.registry
             record: Upstream = await registry.by_name(own.org, name)
-            await registry.delete(own.org, record.id)
+            async with own.deed("upstream.delete", record.id) as deed:
+                deed.details["name"] = record.name
+                await registry.delete(own.org, record.id)
             return record
 
     record = run(work())
@@ -205,7 +211,9 @@ def _switch(common: Common, name: str, *, enabled: bool) -> None:
             registry = own.registry
             record = await registry.by_name(own.org, name)
             spec = msgspec.structs.replace(spec_of(record), enabled=enabled)
-            changed: Upstream = await registry.replace(own.org, record.id, spec, record.version)
+            async with own.deed("upstream.update", record.id) as deed:
+                deed.details |= {"name": record.name, "kind": record.kind, "enabled": str(enabled).lower()}
+                changed: Upstream = await registry.replace(own.org, record.id, spec, record.version)
             return changed
 
     record = run(work())
@@ -268,7 +276,9 @@ def correct(
         async with house(common) as own:
             registry = own.registry
             upstream, record = await _tool(own, registry, tool_id)
-            changed: ToolRecord = await registry.tools.correct(upstream, record.id, correction, record.version)
+            async with own.deed("tool.correct", record.id) as deed:
+                changed: ToolRecord = await registry.tools.correct(upstream, record.id, correction, record.version)
+                deed.details |= {"tool": changed.tool_id, "risk": changed.risk, "accepted": str(accept_pin).lower()}
             return changed
 
     record = run(work())
@@ -298,10 +308,10 @@ async def refreshed(own: House, record: Upstream) -> ListingReport:
 async def asking(own: House) -> AsyncIterator[Upstreams]:
     """Conversations of this command's own with servers, through the same doors as the gateway's."""
     from ..doors.stdio import StdioLive
-    from ..runtime import adapter
+    from ..stores import adapter
 
     live = Upstreams(
-        own.store, own.registry, lambda record, secrets: StdioLive(record, secrets, adapter("upstreams.mcp_stdio")),
+        own.store, own.registry, lambda record, secrets: StdioLive(record, secrets, adapter("upstreams.mux")),
         lambda: None,
     )  # fmt: skip
     try:
@@ -332,13 +342,6 @@ def view(record: Upstream) -> dict[str, Any]:
 
 def where(row: dict[str, Any]) -> str:
     return str(row["url"]) or " ".join(row["command"])
-
-
-def spec_of(record: Upstream) -> UpstreamSpec:
-    """A record as the spec that would make it, its secrets kept."""
-    fields = {name: getattr(record, name) for name in msgspec.structs.asdict(UpstreamSpec(name="x"))
-              if name not in ("command", "secrets")}  # fmt: skip
-    return UpstreamSpec(**fields, command=(record.command, *record.args) if record.command else ())
 
 
 def tool_state(tool: ToolRecord) -> str:

@@ -21,7 +21,7 @@ from ...policies.explain import Explanation, explain_call
 from ..doors.mcpfacts import governed_id
 from ..runtime import Runtime
 from ..server import Server, listen, serve
-from ..setup import url_of
+from ..settings import url_of
 from .actor import Actor
 from .scenery import SERVER, Scene, facts_of, set_up, settings_of
 from .stage import Stage

@@ -4,8 +4,10 @@
 * `mcpfacts`: the protocol's methods, headers and error codes as tables, both eras.
 * `mcp`: `/mcp/{server}`, transparent: everything passes as it is; calls and reads are judged, lists filtered.
 * `lists`, `sse`: filtering of list results, in plain JSON and inside event streams.
-* `stdio`: the same door in front of a child process.
-* `aggregate`: `/mcp`, all servers an agent may use behind one endpoint, tools named `server__tool`.
+* `stdio`: the same door in front of a child process; `stdio_siblings`: one of another worker.
+* `aggregate`: `/mcp`, all servers an agent may use behind one endpoint, tools named `server__tool`. `aggregate_calls`,
+  `aggregate_lists`: its calls and lists; `aggregate_streams`, `aggregate_session`: its streams.
+* `watch`: what servers tell of changes, heard once for all agents. `siblings`: requests that belong to another worker.
 * `checks`: `/api/engine/check-permission` and the outcome report, for tools an agent runs itself.
 * `refusals`: one place that turns a verdict or an error into what a model can act on.
 

@@ -8,7 +8,6 @@ go on with it; conversations with upstreams are opened when first needed.
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from typing import Any, Final
 
@@ -16,22 +15,25 @@ import msgspec
 from aiohttp import web
 
 from ...catalog.calls import Principal, Verdict
-from ...catalog.errors import BodyTooLarge, EnterpriseError, MethodNotAllowed, NotFound, UpstreamError
+from ...catalog.errors import BadRequest, BodyTooLarge, EnterpriseError, MethodNotAllowed, NotFound, UpstreamError
 from ..mcpclient import RpcFailure
 from ..proxy import Passed, outcome_of
-from ..wire import RawResponse, encode_headers, json_response, read_body, status_line
+from ..wire import RawResponse, json_response, read_body, status_line
 from .aggregate_calls import CallSender, Conversation, Reply, answer_stream
-from .aggregate_lists import merged, owner_of_uri, split_name
+from .aggregate_hello import DISCOVERED, begin, unpack
+from .aggregate_lists import merged, owner_of_uri, remember, split_name
+from .aggregate_session import SessionStream, Subscriber, unsubscribe
+from .aggregate_streams import NOWHERE, Streams, listen
 from .headers import check_body_headers
-from .held import HELD_METHODS, TASK_METHODS, TASKS, own_task
+from .held import HELD_METHODS, TASK_METHODS, own_task
 from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, subject_of
 from .mcp import McpDoor, Visit
 from .mcpfacts import (
-    HANDSHAKE,
     HEADER_MISMATCH,
     INVALID_PARAMS,
     INVALID_REQUEST,
     JUDGED,
+    LISTEN,
     LISTS,
     META_CAPABILITIES,
     META_CLIENT,
@@ -40,30 +42,38 @@ from .mcpfacts import (
     MODERN,
     RESOURCE_NOT_FOUND,
     STATUS_OF,
-    UNSUPPORTED_VERSION,
     UPSTREAM_FAILED,
     Subject,
 )
-from .refusals import denied_body, failed_body, rpc_refusal
+from .refusals import denied_body, failed_body, http_refusal, rpc_refusal
+from .siblings import Siblings
 
-SERVER_INFO: Final = {"name": "agenticmail-enterprise", "title": "AgenticMail Enterprise gateway", "version": "0.1.0"}
-CAPABILITIES: Final[dict[str, Any]] = {"tools": {}, "resources": {}, "prompts": {}, "completions": {}, "logging": {}}
-INSTRUCTIONS: Final = "Tools and prompts are named server__name. A refused call says why and names its decision."
-MAX_SESSION: Final = 2048
 MAX_CONVERSATIONS: Final = 5_000
-
-_session: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class AggregateDoor:
     """One per worker. Borrows the transparent door's parts."""
 
-    def __init__(self, door: McpDoor) -> None:
+    def __init__(self, door: McpDoor, siblings: Siblings) -> None:
         self.door = door
+        self.siblings = siblings
+        self.streams = Streams(door)
+        self._parting: set[asyncio.Task[None]] = set()
         self._conversations: dict[tuple[str, str, str], Conversation] = {}
+
+    def end_streams(self) -> None:
+        """The gateway stops: say so on every open stream."""
+        self.streams.end()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request to `/mcp`. Raises nothing but ConnectionError and CancelledError."""
+        return await self._handle(request, handed_over=False)
+
+    async def handle_here(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The same for a request that another worker handed over."""
+        return await self._handle(request, handed_over=True)
+
+    async def _handle(self, request: web.BaseRequest, *, handed_over: bool) -> web.StreamResponse:
         started = time.perf_counter_ns()
         principal: Principal | None = None
         door = self.door
@@ -71,27 +81,58 @@ class AggregateDoor:
             entry = await door.enter(request, "")
             principal = entry.principal
             visit = Visit(request, entry, None, started)
+            body = await self._body(visit) if request.method == "POST" else b""
+            home = self._home(visit)
+            if home != self.siblings.worker and not handed_over:
+                response = await self._hand_over(visit, home, body)
+                if response is not None:
+                    return response
             if request.method == "POST":
-                return await self._post(visit)
+                return await self._post(visit, body)
             if request.method == "DELETE":
                 return await self._end(visit)
             if request.method == "GET":
-                raise MethodNotAllowed("This endpoint has no stream of its own.", allow="POST, DELETE")
-            raise MethodNotAllowed(f"{request.method} is not a method of an MCP endpoint.", allow="POST, DELETE")
+                return await self._stream(visit)
+            raise MethodNotAllowed(f"{request.method} is not a method of an MCP endpoint.", allow="GET, POST, DELETE")
         except EnterpriseError as error:
             return await door.turnaway.refuse(request, error, principal, "", started)
 
-    async def _post(self, visit: Visit) -> web.StreamResponse:
-        door = self.door
+    def _home(self, visit: Visit) -> int:
+        """The worker that a request's session lives at; this one for what belongs to no session."""
+        here = self.siblings.worker
+        sealed = visit.entry.text(b"mcp-session-id")
+        if self.siblings.count == 1 or visit.modern or not sealed:
+            return here
+        payload = self.door.sessions.open(visit.principal.org, visit.principal.agent_id, "", sealed)
+        return here if payload is None else self.siblings.home(unpack(payload).get("w"))
+
+    async def _hand_over(self, visit: Visit, home: int, body: bytes) -> web.StreamResponse | None:
+        """Let the session's own worker answer. None when it does not serve now: then this one does, with conversations
+        of its own, as after a restart."""
+        try:
+            return await self.siblings.forward(visit.request, home, body)
+        except UpstreamError as error:
+            return http_refusal(error, visit.request_id)  # the call, if there was one, is on record over there
+
+    async def _body(self, visit: Visit) -> bytes:
+        """Raises BodyTooLarge, UnsupportedMedia."""
         check_body_headers(visit.entry.noted)
-        body = await read_body(visit.request, door.body_limit)
+        body = await read_body(visit.request, self.door.body_limit)
         if body is None:
-            raise BodyTooLarge(limit=door.body_limit)
+            raise BodyTooLarge(limit=self.door.body_limit)
+        return body
+
+    async def _post(self, visit: Visit, body: bytes) -> web.StreamResponse:
+        door = self.door
         try:
             message = check_envelope(decode(body))
             door.check_routing(visit, message)
             conversation = self._conversation(visit, message)
-            return await self._dispatch(visit, message, conversation, body)
+            try:
+                return await self._dispatch(visit, message, conversation, body)
+            finally:
+                if visit.modern:
+                    self._part(conversation)
         except RpcError as error:
             await door.turnaway.note(
                 visit.principal, "", error.message, visit.ip, visit.request_id, len(body), visit.started
@@ -115,10 +156,22 @@ class AggregateDoor:
             return await self._judged(visit, message, subject, conversation, body)
         if method in TASK_METHODS and self.door.held is not None and (task := own_task(message)):
             return await self.door.held.task(visit, message, task)
+        if method == LISTEN and visit.modern:
+            wanted = (message.get("params") or {}).get("notifications")
+            if isinstance(wanted, dict) and wanted.get("resourceSubscriptions"):
+                await self._learn_offers(visit, conversation)
+            return await listen(self.streams, visit, message, self.door.upstreams.of(visit.principal.org))
         result = await self._unjudged(visit, message, method, conversation)
         if visit.modern:
             result = {"resultType": "complete", **result}
         return json_response(200, encode({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+
+    def _part(self, conversation: Conversation) -> None:
+        """A stateless request is over: so are the sessions that servers of the handshake era wanted for it."""
+        if any(link.session for _, link in conversation.links()):
+            task = asyncio.get_running_loop().create_task(conversation.close())
+            self._parting.add(task)
+            task.add_done_callback(self._parting.discard)
 
     # -- conversations -------------------------------------------------------------------------------------------
     def _conversation(self, visit: Visit, message: dict[str, Any]) -> Conversation:
@@ -127,9 +180,13 @@ class AggregateDoor:
             return self._modern(visit, message)
         if message.get("method") == "initialize":
             return Conversation(visit.principal, "", {}, {})
-        sealed = visit.entry.text(b"mcp-session-id")
-        if not sealed:
+        if not visit.entry.text(b"mcp-session-id"):
             raise RpcError(INVALID_REQUEST, "Send the Mcp-Session-Id that initialize gave you.", message.get("id"))
+        return self._session(visit)
+
+    def _session(self, visit: Visit) -> Conversation:
+        """The session that a request names. Raises NotFound."""
+        sealed = visit.entry.text(b"mcp-session-id")
         key = (visit.principal.org, visit.principal.agent_id, sealed)
         known = self._conversations.get(key)
         if known is not None:
@@ -137,7 +194,7 @@ class AggregateDoor:
         payload = self.door.sessions.open(visit.principal.org, visit.principal.agent_id, "", sealed)
         if payload is None:
             raise NotFound("There is no such session; initialize a new one.")
-        said = _session(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        said = unpack(payload)
         conversation = Conversation(visit.principal, said["v"], said["c"], said["i"])
         if len(self._conversations) >= MAX_CONVERSATIONS:
             self._conversations.pop(next(iter(self._conversations))).drop()
@@ -160,33 +217,27 @@ class AggregateDoor:
         return Conversation(visit.principal, MODERN, meta[META_CAPABILITIES], info if isinstance(info, dict) else {})
 
     def _initialize(self, visit: Visit, message: dict[str, Any]) -> RawResponse:
-        params = message.get("params") or {}
-        asked = params.get("protocolVersion")
-        version = asked if asked in HANDSHAKE else HANDSHAKE[0]
-        capabilities = params.get("capabilities")
-        info = params.get("clientInfo")
-        if not isinstance(capabilities, dict) or not isinstance(info, dict):
-            raise RpcError(INVALID_PARAMS, "initialize needs capabilities and clientInfo.", message["id"])
-        said = encode(
-            {
-                "v": version,
-                "c": capabilities,
-                "i": {"name": str(info.get("name", ""))[:64], "version": str(info.get("version", ""))[:32]},
-                "n": visit.id[-16:],
-            }
-        )
-        if len(said) > MAX_SESSION:
-            raise RpcError(INVALID_PARAMS, "The capabilities are too large.", message["id"])
-        payload = base64.urlsafe_b64encode(said).decode().rstrip("=")
+        payload, result = begin(message, visit.id[-16:], self.siblings.worker)
         sealed = self.door.sessions.seal(visit.principal.org, visit.principal.agent_id, "", payload)
-        result = {
-            "protocolVersion": version,
-            "capabilities": CAPABILITIES,
-            "serverInfo": SERVER_INFO,
-            "instructions": INSTRUCTIONS,
-        }
         body = encode({"jsonrpc": "2.0", "id": message["id"], "result": result})
         return json_response(200, body, [(b"Mcp-Session-Id", sealed.encode())])
+
+    async def _stream(self, visit: Visit) -> web.StreamResponse:
+        """The session's own stream. The stateless era has none, and a client of any era may look: no incident.
+
+        A GET with a body is one: it is something else that was dressed up as a GET."""
+        if visit.request.content_length or visit.request.body_exists:
+            raise BadRequest("A GET has no body here.")
+        if visit.modern or not visit.entry.text(b"mcp-session-id"):
+            return http_refusal(MethodNotAllowed("Only a session has a stream here.", allow="POST"), visit.request_id)
+        conversation = self._session(visit)
+        await self.door.chain.admit(visit.principal)
+        with self.streams.place(visit.principal):
+            stream = SessionStream(self.streams, visit, conversation)
+            home = self._home(visit)
+            if home != self.siblings.worker:  # a guest while its own worker is away: it shall come again then
+                stream.welcome(lambda: not self.siblings.there(home))
+            return await stream.serve()
 
     async def _end(self, visit: Visit) -> web.StreamResponse:
         sealed = visit.entry.text(b"mcp-session-id")
@@ -204,8 +255,11 @@ class AggregateDoor:
     ) -> web.StreamResponse:
         """A call, read or prompt: to the one server it names."""
         name, arguments = subject_of(message, subject.field)
+        subscribing = message["method"] == "resources/subscribe"
+        if subscribing and visit.modern:
+            raise RpcError(METHOD_NOT_FOUND, "2026-07-28 has subscriptions/listen for this.", message["id"])
         if subject.field == "uri":
-            live, local = owner_of_uri(self.door.upstreams.of(visit.principal.org), name), name
+            live, local = await self._owner(visit, conversation, name), name
         else:
             server, local = split_name(name)
             live = self.door.upstreams.get(visit.principal.org, server)
@@ -216,7 +270,11 @@ class AggregateDoor:
         if visit.entry.idempotency and message["method"] in HELD_METHODS:
             call.idempotency = visit.entry.idempotency
         params = {**(message.get("params") or {}), subject.field: local}
-        sender = CallSender(conversation.link(live), str(message["method"]), params)
+        sender: CallSender | Subscriber
+        if subscribing:
+            sender = Subscriber(conversation, live, local)
+        else:
+            sender = CallSender(conversation, live, str(message["method"]), params)
         reply = Reply(visit, message["id"], conversation)
         try:
             passed = await self.door.proxy.handle(call, sender, b"", body, visit.started)
@@ -229,7 +287,7 @@ class AggregateDoor:
         return await self._finish(visit, passed, sender, reply, subject)
 
     async def _finish(
-        self, visit: Visit, passed: Passed, sender: CallSender, reply: Reply, subject: Subject
+        self, visit: Visit, passed: Passed, sender: CallSender | Subscriber, reply: Reply, subject: Subject
     ) -> web.StreamResponse:
         """Read the server's answer to its end and write it in the agent's era."""
         proxy = self.door.proxy
@@ -253,7 +311,7 @@ class AggregateDoor:
 
     async def _nowhere(self, visit: Visit, message: dict[str, Any], subject: Subject, name: str) -> web.StreamResponse:
         """The name leads to no server of this organisation: judged as what it is, an unknown tool."""
-        visit.live = _Nowhere()
+        visit.live = NOWHERE
         call = self.door.call(visit, visit.id, subject, name, {})
         chain = self.door.chain
         verdict = chain.decide(call) or await chain.settle(call)
@@ -275,16 +333,15 @@ class AggregateDoor:
         if method == "ping" and not visit.modern:
             return {}
         if method == "server/discover":
-            return {
-                "supportedVersions": [MODERN],
-                "capabilities": {**CAPABILITIES, "extensions": {TASKS: {}}},
-                "serverInfo": SERVER_INFO,
-                "instructions": INSTRUCTIONS,
-                "ttlMs": 0,
-                "cacheScope": "private",
-            }
+            return dict(DISCOVERED)
         if method == "logging/setLevel":
             await conversation.broadcast(method, params)
+            return {}
+        if method == "resources/unsubscribe" and not visit.modern:
+            uri = params.get("uri")
+            if not isinstance(uri, str):
+                raise RpcError(INVALID_PARAMS, "params.uri must be a string.", message["id"])
+            await unsubscribe(conversation, uri)
             return {}
         if method == "completion/complete":
             return await self._complete(visit, message, conversation)
@@ -312,19 +369,42 @@ class AggregateDoor:
             result["_meta"] = {"enterprise.agenticmail/unavailable": missing}
         return result
 
+    async def _owner(self, visit: Visit, conversation: Conversation, uri: str) -> Any | None:
+        """The server a resource belongs to, or None."""
+        lives = self.door.upstreams.of(visit.principal.org)
+        found = owner_of_uri(lives, uri)
+        if found is None and await self._learn_offers(visit, conversation):
+            found = owner_of_uri(lives, uri)
+        return found
+
+    async def _learn_offers(self, visit: Visit, conversation: Conversation) -> bool:
+        """Ask the servers that this worker has not yet seen the resources of: their list may have been asked for at
+        another worker, or before a restart. True when there were any."""
+        asked = [
+            (live, method, key)
+            for live in self.door.upstreams.of(visit.principal.org)
+            for method, (key, field, _) in LISTS.items()
+            if field != "name" and key not in live.offers
+        ]
+        answers = await asyncio.gather(*(conversation.list_from(*about) for about in asked))
+        for (live, _, key), (items, problem) in zip(asked, answers, strict=True):
+            if not problem:
+                remember(live, key, items)
+                await self.door.upstreams.saw(live, {key: items}, whole=True)
+        return bool(asked)
+
     async def _complete(self, visit: Visit, message: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
         params = message.get("params") or {}
         ref = params.get("ref")
         name = ref.get("name", ref.get("uri")) if isinstance(ref, dict) else None
         if not isinstance(ref, dict) or not isinstance(name, str):
             raise RpcError(INVALID_PARAMS, "completion/complete needs a ref with a name or uri.", message["id"])
-        lives = self.door.upstreams.of(visit.principal.org)
         if "name" in ref:
             server, local = split_name(name)
             live, ref = self.door.upstreams.get(visit.principal.org, server), {**ref, "name": local}
             governed = f"{server}__prompt:{local}"
         else:
-            live, local = owner_of_uri(lives, name), name
+            live, local = await self._owner(visit, conversation, name), name
             governed = f"{live.name}__template:{name}" if live is not None else ""
         visible = self.door.chain.viewer(visit.principal)
         if live is None or not visible(governed):
@@ -344,16 +424,6 @@ class AggregateDoor:
         return json_response(status, encode({"jsonrpc": "2.0", "id": rpc_id, "error": failure.error}))
 
 
-class _Nowhere:
-    """Stands for the missing server when a name leads nowhere."""
-
-    name = ""
-    prefix = ""
-
-
 def _decoded(body: bytes) -> dict[str, Any]:
     message: dict[str, Any] = msgspec.json.decode(body)
     return {key: message[key] for key in ("result", "error") if key in message}
-
-
-__all__ = ["UNSUPPORTED_VERSION", "AggregateDoor", "encode_headers"]

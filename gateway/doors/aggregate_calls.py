@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
 from ...catalog.calls import Principal
 from ...catalog.errors import UpstreamError
-from ..mcpclient import Lines, Link, OnMessage, RpcFailure
+from ..mcpclient import Lines, Link, OnMessage
 from ..pool import Answer
 from ..wire import RawStream, json_response
 from .jsonrpc import encode
@@ -23,6 +23,21 @@ ANSWER_SECONDS: Final = 300.0
 LIST_SECONDS: Final = 20.0
 
 
+class Sayer(Protocol):
+    """A way to the agent."""
+
+    async def say(self, message: dict[str, Any]) -> None:
+        """Raises ConnectionError when the agent has left."""
+
+
+class SessionStream(Protocol):
+    """The stream of a session, as its conversation sees it."""
+
+    async def hear(self, live: Any, link: Link) -> None: ...
+
+    def end(self) -> None: ...
+
+
 class Conversation:
     """What one agent has going: a session of the handshake era, or a single request of the stateless one."""
 
@@ -31,6 +46,9 @@ class Conversation:
         self.version = version
         self.capabilities = capabilities
         self.info = info
+        self.uris: dict[str, str] = {}
+        """Resources that the session has subscribed to: uri -> server. Events come on the session's stream."""
+        self.listening: SessionStream | None = None
         self._links: dict[str, tuple[Any, Link]] = {}
         self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
@@ -44,7 +62,10 @@ class Conversation:
         known = self._links.get(live.name)
         if known is not None and known[0] is live:
             return known[1]
-        link: Link = live.link(capabilities=self.capabilities, info=self.info or None, prefer_modern=self.modern)
+        link: Link = live.link(
+            owner=self.principal.agent_id, capabilities=self.capabilities, info=self.info or None,
+            prefer_modern=self.modern,
+        )  # fmt: skip
         self._links[live.name] = (live, link)
         return link
 
@@ -82,7 +103,17 @@ class Conversation:
                 except UpstreamError:
                     continue  # it will ask again when it needs the roots
 
-    async def ask(self, reply: Reply, message: dict[str, Any]) -> dict[str, Any]:
+    # -- the session's own stream (GET) --------------------------------------------------------------------------
+    def links(self) -> list[tuple[Any, Link]]:
+        """The servers talked to so far."""
+        return list(self._links.values())
+
+    async def heed(self, live: Any, link: Link) -> None:
+        """A link has been opened: what its server says outside of calls goes to the session's stream, if it is open."""
+        if self.listening is not None:
+            await self.listening.hear(live, link)
+
+    async def ask(self, reply: Sayer, message: dict[str, Any]) -> dict[str, Any]:
         """Put a server's request to the agent, and wait for the answer."""
         number = f"gw-{next(self._numbers)}"
         future = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -101,6 +132,8 @@ class Conversation:
 
     def drop(self) -> None:
         """Forget the links; upstream sessions end by themselves."""
+        if self.listening is not None:
+            self.listening.end()
         self._links.clear()
         for future in self._asked.values():
             future.cancel()
@@ -110,9 +143,11 @@ class Conversation:
 class CallSender:
     """Sends one judged request over a link. `send` is the proxy's; the link is opened there, after the intent."""
 
-    def __init__(self, link: Link, method: str, params: dict[str, Any]) -> None:
+    def __init__(self, conversation: Conversation, live: Any, method: str, params: dict[str, Any]) -> None:
         self.name = ""
-        self._link = link
+        self._conversation = conversation
+        self._live = live
+        self._link = conversation.link(live)
         self._method = method
         self._params = params
         self._id = 0
@@ -120,6 +155,7 @@ class CallSender:
     async def send(self, head: bytes, body: bytes, *, stream: bool = False) -> Answer:
         del head, body, stream  # the request is written anew, in the server's era
         await self._link.open()
+        await self._conversation.heed(self._live, self._link)
         self._id, lines, sent = self._prepare()
         return await self._link.exchange(lines, sent)
 
@@ -174,6 +210,3 @@ async def answer_stream(reply: Reply, payload: dict[str, Any]) -> web.StreamResp
     await reply.stream.write(event(encode(message)))
     await reply.stream.finish()
     return reply.stream
-
-
-__all__ = ["CallSender", "Conversation", "Reply", "RpcFailure", "answer_stream"]

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
-from .mcpfacts import governed_id
+from .mcpfacts import LISTS, governed_id
 
 SEPARATOR: Final = "__"
+URI_FIELDS: Final = {key: field for key, field, _ in LISTS.values() if field != "name"}
+"""List key -> field, of the lists whose items have a URI."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -36,13 +38,14 @@ def merged(
             elif name not in taken:
                 taken.add(name)
                 items.append(item)
-        remember(live, key, own, field)
+        remember(live, key, own)
     return items
 
 
-def remember(live: Any, key: str, items: list[dict[str, Any]], field: str) -> None:
+def remember(live: Any, key: str, items: list[dict[str, Any]]) -> None:
     """Keep which URIs a server offers, for `owner_of_uri`."""
-    if field in {"uri", "uriTemplate"}:
+    field = URI_FIELDS.get(key)
+    if field is not None:
         live.offers[key] = frozenset(item[field] for item in items if isinstance(item.get(field), str))
 
 

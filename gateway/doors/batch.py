@@ -19,7 +19,7 @@ from ...catalog.records import Outcome
 from ..proxy import Passed, Proxy, outcome_of
 from ..wire import RawResponse, json_response
 from . import relay
-from .jsonrpc import RpcError, check_envelope, encode, error_body, subject_of
+from .jsonrpc import RpcError, check_envelope, encode, subject_of
 from .mcpfacts import INVALID_REQUEST, JUDGED, Subject
 from .refusals import denied_body, failed_body
 
@@ -171,6 +171,3 @@ def close_by_answer(proxy: Proxy, parts: list[Part], status: int, body: bytes) -
 def close(proxy: Proxy, parts: list[Part], outcome: Outcome, status: int, error: str) -> None:
     for part in parts:
         proxy.finish(part.passed, outcome, status, 0, error)
-
-
-__all__ = ["error_body", "handle_batch"]

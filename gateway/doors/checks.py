@@ -31,19 +31,23 @@ from ...catalog.errors import (
 from ...catalog.ids import new_id
 from ...catalog.records import CHECK_REPORTS, CheckReport, Outcome
 from ...catalog.store import Delete, Insert, Query, Store
+from ..drafts import Draft
 from ..identity import Identity
 from ..journal import Ticket
+from ..lane import Known, Lane, LaneRequest
 from ..proxy import JOURNAL_FULL, Proxy
-from ..wire import RawResponse, json_response, read_body
+from ..wire import json_response, read_body, whole_response
 from .headers import check_body_headers, request_id, scan, trace
 from .held import Held
-from .jsonrpc import RpcError, decode, encode
+from .jsonrpc import ODD, RpcError, decode, encode
 from .turnaway import Turnaway
 
 MAX_BATCH: Final = 100
-MAX_OPEN: Final = 100_000
+MAX_OPEN: Final = 20_000
 """Checks waiting for their outcome report, per worker; the oldest beyond it are closed as `unknown`."""
 
+MAX_DRAFTS: Final = 10_000
+CHECK_PATH: Final = "/api/engine/check-permission"
 OPEN_SECONDS: Final = 3600.0
 HAND_OVER_SECONDS: Final = 0.1
 HAND_OVER_LOOKS: Final = 20
@@ -57,6 +61,11 @@ class Check(msgspec.Struct, forbid_unknown_fields=True):
 
     tool: ToolName
     args: dict[str, Any] = {}
+
+
+_check: Final = msgspec.json.Decoder(Check).decode
+_encode: Final = msgspec.json.Encoder().encode
+_ARGS: Final = b',"args":'
 
 
 class Batch(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,6 +113,7 @@ class ChecksDoor:
         self._body_limit = body_limit
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self.held: Held | None = None
+        self._drafts: dict[tuple[str, str], Draft] = {}
 
     async def check(self, request: web.BaseRequest) -> web.StreamResponse:
         """`POST /api/engine/check-permission`."""
@@ -148,6 +158,8 @@ class ChecksDoor:
         principal = await self._turnaway.identify(self._identity, noted, request)
         if known is not None:
             known.door = (generation, noted, principal)
+            if request.raw_path == CHECK_PATH:
+                known.straight = self.straight
         return noted, principal
 
     def _take(self, org: str, agent: str, report: Report) -> bool:
@@ -217,23 +229,79 @@ class ChecksDoor:
         call_id = new_id("call")
         call = Call(
             principal, check.tool, raw, id=call_id, at=time.time(), door="checks", ip=request.remote or "",
-            request_id=request_id(noted, call_id), trace_id=trace(noted, call_id)[0],
+            request_id=request_id(noted, call_id), trace_id=trace(noted, call_id)[0], args=check.args,
         )  # fmt: skip
-        call._args = check.args
         chain = self._proxy.chain
         verdict = chain.decide(call)
         if verdict is None:
             verdict = await chain.settle(call)
+        return await self._noted(call, verdict, len(raw), started)
+
+    async def _noted(self, call: Call, verdict: Verdict, size: int, started: int) -> dict[str, Any]:
+        """Write a decision down, and say it. Where people must be asked, they are."""
         if verdict.effect == "hold" and self.held is not None:
             verdict = await self.held.release(call, verdict)
         if verdict.effect == "allow":
-            verdict = await self._remember(call, verdict, len(raw))
+            verdict = await self._remember(call, verdict, size)
         else:
-            verdict = await self._proxy.refuse(call, verdict, len(raw), started)
+            verdict = await self._proxy.refuse(call, verdict, size, started)
         answer = _answer(call, verdict)
         if verdict.effect == "hold" and self.held is not None:
             answer |= await self.held.checked(call, verdict)
         return answer
+
+    # -- without a coroutine ---------------------------------------------------------------------------------------
+    def straight(self, lane: Lane, known: Known, body: bytes) -> bool:
+        """One plain check on a fast lane whose head came before; False, and nothing was done, for any other. See
+        `doors.straight`."""
+        started = time.perf_counter_ns()
+        generation, _, principal = known.door
+        now = time.time()
+        journal, chain = self._proxy.journal, self._proxy.chain
+        if generation != self._identity.generation or principal.watched(now) or journal.needs_wait:
+            return False
+        try:
+            check = _check(body)
+            if _encode(check) != body or not check.args or not check.tool.isprintable():
+                return False
+        except ODD:
+            return False
+        raw = body[body.index(_ARGS) + len(_ARGS) : -1]
+        call_id = new_id("call")
+        call = Call(
+            principal, check.tool, raw, id=call_id, at=now, door="checks", ip=lane.remote, request_id=call_id,
+            trace_id=call_id[-32:], args=check.args,
+        )  # fmt: skip
+        verdict = chain.decide(call)
+        if verdict is None:
+            return False
+        try:
+            if verdict.effect != "allow":
+                raise JournalFull  # a refusal may have to wait too: both go on in a coroutine
+            ticket = self._begin(call, verdict, raw)
+        except JournalFull:
+            request = LaneRequest(lane, known, body)
+            lane.go_on(request, self._rest(call, verdict, len(raw), started))
+            return True
+        self._keep(call, ticket)
+        lane.answered(whole_response(encode({"data": _answer(call, verdict)})))
+        return True
+
+    def _begin(self, call: Call, verdict: Verdict, raw: bytes) -> Ticket:
+        """Raises JournalFull."""
+        journal = self._proxy.journal
+        key = (call.principal.key_id, call.tool)
+        draft = self._drafts.get(key)
+        if draft is None or draft.verdict is not verdict:
+            draft = Draft.of(call, verdict)
+            if draft is not None:
+                if len(self._drafts) >= MAX_DRAFTS:
+                    self._drafts.clear()
+                self._drafts[key] = draft
+        return journal.begin_as(draft, call, verdict, raw, len(raw))
+
+    async def _rest(self, call: Call, verdict: Verdict, size: int, started: int) -> web.StreamResponse:
+        return json_response(200, encode({"data": await self._noted(call, verdict, size, started)}))
 
     async def _remember(self, call: Call, verdict: Verdict, size: int) -> Verdict:
         """Open the record of an allowed check; its report closes it."""
@@ -246,10 +314,13 @@ class ChecksDoor:
             ticket = journal.begin(call, verdict, size)
         if journal.needs_wait:
             await journal.flushed()
+        self._keep(call, ticket)
+        return verdict
+
+    def _keep(self, call: Call, ticket: Ticket) -> None:
         self._open[call.id] = _Open(call.principal, ticket, call.at)
         if len(self._open) > MAX_OPEN:
             self._close(self._open.popitem(last=False)[1].ticket, "unknown", "NOT_REPORTED", 0)
-        return verdict
 
     def sweep(self, now: float) -> None:
         """Close what has waited too long for its report, as `unknown`. Called now and then."""
@@ -294,6 +365,3 @@ def _convert(value: Any, kind: type[Any]) -> Any:
         message, _, where = text.partition(" - at `$")
         path = "/" + where.rstrip("`").lstrip(".").replace("[", "/").replace("]", "").replace(".", "/") if where else ""
         raise ValidationFailed([(path, "invalid", message + ".")]) from None
-
-
-__all__ = ["Check", "ChecksDoor", "RawResponse", "Report"]

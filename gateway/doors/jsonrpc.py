@@ -20,6 +20,8 @@ GOVERNED: Final = frozenset({*JUDGED, *LISTS, "subscriptions/listen"})
 _decode: Final = msgspec.json.Decoder().decode
 encode: Final = msgspec.json.Encoder().encode
 MAX_NAME: Final = 2048
+ODD: Final = (msgspec.MsgspecError, UnicodeError, ValueError, TypeError, OverflowError, RecursionError)
+"""What reading or writing JSON anew may raise."""
 
 
 class RpcError(Exception):

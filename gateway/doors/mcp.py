@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import msgspec
 from aiohttp import web
@@ -27,15 +27,16 @@ from ...catalog.errors import (
 from ...catalog.ids import new_id
 from ...policies.chain import Chain
 from ..identity import Identity
+from ..lane import LaneRequest
 from ..pool import Answer
-from ..proxy import Passed, Proxy, outcome_of
+from ..proxy import Passed, Proxy, Sender, outcome_of
 from ..sessions import SessionSeal
 from ..upstreams import Upstreams
-from ..wire import RawResponse, json_response, read_body
+from ..wire import json_response, read_body
 from . import relay
 from .headers import Scan, check_body_headers, request_id, scan, trace
 from .held import HELD_METHODS, TASK_METHODS, Held, own_task
-from .jsonrpc import RpcError, check_envelope, decode, encode, error_body, plain_call, subject_of
+from .jsonrpc import RpcError, check_envelope, decode, encode, plain_call, subject_of
 from .lists import filter_message
 from .mcpfacts import (
     HEADER_MISMATCH,
@@ -44,14 +45,13 @@ from .mcpfacts import (
     LISTS,
     MODERN,
     NAMED,
-    STATUS_OF,
     TOOL,
     Subject,
-    governed_id,
     header_value,
 )
 from .once import OnceDoor
-from .refusals import denied_body, failed_body, http_refusal, rpc_refusal
+from .refusals import denied_body, failed_body, rpc_refusal
+from .straight import Straight
 from .turnaway import Turnaway
 
 STREAM_TYPE: Final = "text/event-stream"
@@ -162,8 +162,10 @@ class McpDoor:
         try:
             if entry is None or entry.generation != self.identity.generation or entry.principal.watched(time.time()):
                 known.door = None
+                known.straight = None
                 entry = known.door = await self.enter(request, known.path[5:])
                 check_body_headers(entry.noted)
+                known.straight = Straight.of(self, entry)
             return await self._post(self._visit(request, entry, request.started), request.body)
         except EnterpriseError as error:
             principal = entry.principal if entry is not None else await self._principal(request)
@@ -239,23 +241,52 @@ class McpDoor:
     async def _judged(
         self, visit: Visit, message: dict[str, Any], subject: Subject, body: bytes, about: tuple[str, dict[str, Any]]
     ) -> web.StreamResponse:
-        live = visit.live
-        name, arguments = about
-        call = self.call(visit, visit.id, subject, name, arguments)
-        rpc_id = message.get("id")
+        call = self.call(visit, visit.id, subject, *about)
         if "id" not in message:
             raise RpcError(INVALID_REQUEST, "A call needs an id: without one its result has nowhere to go.")
         head = self.head(visit, b"POST", len(body), call.id)
         call.trace_id = visit.trace_id
         if visit.entry.idempotency and message["method"] in HELD_METHODS:
             call.idempotency = visit.entry.idempotency
+        verdict = self.chain.decide(call)
+        if verdict is None:
+            verdict = await self.chain.settle(call)
+        return await self.deliver(visit, call, verdict, subject, head, body, message)
+
+    async def deliver(
+        self, visit: Visit, call: Call, verdict: Verdict, subject: Subject, head: bytes, body: bytes,
+        message: dict[str, Any],
+    ) -> web.StreamResponse:  # fmt: skip
+        """Forward a call; or tell the agent that it was refused, or how it stands."""
+        rpc_id = message["id"]
         try:
-            passed = await self.proxy.handle(call, live, head, body, visit.started)
+            passed = await self.proxy.forward(call, verdict, visit.live, head, body, visit.started)
         except UpstreamError as error:
+            await self.proxy.kept()
             return json_response(200, failed_body(subject, rpc_id, call.id, error, visit.modern))
         if isinstance(passed, Verdict):
-            return await self.refused(visit, message, subject, name, call, passed)
-        return await self._answer(visit, passed, subject, rpc_id)
+            return await self.refused(visit, message, subject, message["params"][subject.field], call, passed)
+        return await self.answer(visit, passed, subject, rpc_id)
+
+    async def carry(
+        self, visit: Visit, passed: Passed, sender: Sender, subject: Subject, head: bytes, body: bytes, rpc_id: Any,
+        sent: int,
+    ) -> web.StreamResponse:  # fmt: skip
+        """Go on with a call whose intent is written."""
+        try:
+            carried = await self.proxy.carry(passed, sender, head, body, sent=sent)
+        except UpstreamError as error:
+            return json_response(200, failed_body(subject, rpc_id, visit.id, error, visit.modern))
+        if isinstance(carried, Verdict):
+            return json_response(200, denied_body(subject, rpc_id, visit.id, carried, visit.modern))
+        return await self.answer(visit, carried, subject, rpc_id)
+
+    def revisit(self, request: web.BaseRequest, entry: Entry, live: Any, call: Call) -> Visit:
+        """The visit of a call that has come as far as this on the straight way."""
+        visit = Visit(request, entry, live, cast("LaneRequest", request).started)
+        visit.id = visit.request_id = call.id
+        visit.trace_id = call.trace_id
+        return visit
 
     async def refused(
         self, visit: Visit, message: dict[str, Any], subject: Subject, name: str, call: Call, verdict: Verdict
@@ -272,20 +303,19 @@ class McpDoor:
         if subject.field == "uri":
             arguments = {"uri": name, **arguments}
         raw = encode(arguments) if arguments else b""
-        call = Call(
+        return Call(
             visit.principal, live.prefix + subject.prefix + name, raw, id=call_id, at=time.time(),
-            upstream=live.name, ip=visit.ip, request_id=visit.request_id,
+            upstream=live.name, ip=visit.ip, request_id=visit.request_id, args=arguments,
         )  # fmt: skip
-        call._args = arguments
-        return call
 
-    async def _answer(self, visit: Visit, passed: Passed, subject: Subject, rpc_id: Any) -> web.StreamResponse:
+    async def answer(self, visit: Visit, passed: Passed, subject: Subject, rpc_id: Any) -> web.StreamResponse:
         answer = passed.answer
         assert answer is not None  # noqa: S101 - set by Proxy.handle on this path
         headers = relay.response_headers(answer, self.sealer(visit), visit.request_id)
         body = answer.body
         if body is not None:
             self.proxy.finish(passed, relay.outcome_of(answer.status, body), answer.status, len(body))
+            await self.proxy.kept()
             return await relay.whole(answer, headers, body, None)
         relayed = relay.Relayed()
         try:
@@ -302,6 +332,7 @@ class McpDoor:
             answer.close()
         failed = relayed.error or answer.status >= 400
         self.proxy.finish(passed, "error" if failed else "ok", answer.status, relayed.size)
+        await self.proxy.kept()
         return response
 
     async def _batch(self, visit: Visit, messages: list[Any]) -> web.StreamResponse:
@@ -439,6 +470,3 @@ async def _collect(answer: Answer) -> bytes:
             raise UpstreamProtocol("The server's list is too large.")
         parts.append(bytes(part))
     return b"".join(parts)
-
-
-__all__ = ["STATUS_OF", "Awaitable", "McpDoor", "RawResponse", "Visit", "error_body", "governed_id", "http_refusal"]

@@ -63,6 +63,30 @@ LISTS: Final = {
 }
 """List method -> key of the list in its result, field that names an item, prefix of its governed id."""
 
+
+class Change(msgspec.Struct, frozen=True):
+    """A kind of change that a server tells of: notification, capability that promises it, lists that it means."""
+
+    notification: str
+    capability: str
+    lists: tuple[str, ...]
+
+
+CHANGES: Final = {
+    "toolsListChanged": Change("notifications/tools/list_changed", "tools", ("tools/list",)),
+    "promptsListChanged": Change("notifications/prompts/list_changed", "prompts", ("prompts/list",)),
+    "resourcesListChanged": Change(
+        "notifications/resources/list_changed", "resources", ("resources/list", "resources/templates/list")
+    ),
+}
+"""By the flag of `subscriptions/listen` (2026-07-28) that asks for them; the handshake era sends them unasked."""
+
+LISTEN: Final = "subscriptions/listen"
+ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
+UPDATED: Final = "notifications/resources/updated"
+META_SUBSCRIPTION: Final = "io.modelcontextprotocol/subscriptionId"
+"""In `_meta` of all that a listening stream yields: the id of the request that listens."""
+
 NAMED: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods whose subject `Mcp-Name` must repeat at 2026-07-28."""
 

@@ -14,7 +14,6 @@ from ...catalog.records import Outcome
 from ..pool import Answer
 from ..wire import Headers, RawResponse, RawStream, encode_headers, status_line
 from .headers import RESPONSE_DROP
-from .lists import Filtered
 from .sse import EventTooLarge, Splitter, data_of, with_data
 from .sse import event as event_of
 
@@ -50,6 +49,9 @@ def response_headers(answer: Answer, seal: SealSession | None, request_id: str) 
 
 def says_error(data: bytes) -> bool:
     """Whether a JSON-RPC answer is an error, or a tool result with `isError: true`."""
+    # Two searches at the speed of memory tell for nearly every answer that it is none.
+    if b'"error"' not in data and data.count(b'"isError"') == data.count(b'"isError":false'):
+        return False
     if _IS_ERROR.search(data) is None:
         return False
     try:
@@ -132,6 +134,3 @@ async def _event(event: bytes, change: Filter | None, relayed: Relayed) -> bytes
         return event
     changed = await change(data_of(event))
     return event if changed is None else with_data(event, changed)
-
-
-__all__ = ["Filter", "Filtered", "Relayed", "outcome_of", "response_headers", "says_error", "stream", "whole"]

@@ -1,18 +1,16 @@
 """The transparent door in front of a child process: streamable HTTP on the agent's side, lines of JSON on the other.
 
 Handshake era: one session, one child (an MCP stdio server knows one client). 2026-07-28: requests are independent, so
-an agent's requests share one child of its own. Either way request ids are replaced on the way in and restored on the
-way out, so that no client's choice of ids can meet another's answer.
+an agent's requests share one child of its own. Either way ids and tokens are the adapter's (`StdioMux`): no client's
+choice of them can meet another's answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -21,9 +19,11 @@ from ...catalog.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from ...catalog.records import Upstream
 from ..mcpclient import Lines, Link
 from ..pool import Answer
-from .jsonrpc import encode, error_body
+from .jsonrpc import error_body
 from .mcpfacts import INVALID_REQUEST, MODERN
+from .siblings import Siblings
 from .sse import event
+from .stdio_siblings import play
 
 JSON: Final = [(b"Content-Type", b"application/json")]
 EVENTS: Final = [(b"Content-Type", b"text/event-stream"), (b"Cache-Control", b"no-store")]
@@ -33,24 +33,28 @@ IDLE_SECONDS: Final = 1800.0
 MAX_UNHEARD: Final = 256
 """Messages of a server kept while no stream of its client is open; beyond it the oldest go."""
 
-_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def is_request(message: bytes) -> bool:
+    """Whether a message wants an answer; else it is a notification, or an answer itself."""
+    return {"method", "id"} <= _fields(message).keys()
 
 
 class Exchange:
     """One request at the child, and what has come back for it. A Source for `Answer`."""
 
-    def __init__(self, bridge: Bridge, number: str, rpc_id: Any, token: Any) -> None:
-        self._bridge = bridge
+    def __init__(self, mux: Any) -> None:
+        self._mux = mux
         self._ready = asyncio.Event()
         self._queue: deque[bytes] = deque()
         self._error: UpstreamError | None = None
-        self.number = number
-        self.rpc_id = rpc_id
-        self.token = token
+        self.number = 0
         self.finished = False
 
-    def put(self, data: bytes, *, last: bool) -> None:
-        self._queue.append(data)
+    def put(self, message: bytes, *, last: bool) -> None:
+        self._queue.append(message)
         self.finished = self.finished or last
         self._ready.set()
 
@@ -64,10 +68,14 @@ class Exchange:
         await self._ready.wait()
         if self._queue:
             data = self._queue.popleft()
-            return data, self.finished and not self._queue
+            return data, self.finished and self._error is None and not self._queue
         raise self._error or UpstreamBroken()
 
-    async def next(self) -> bytes | None:
+    def again(self, message: bytes) -> None:
+        """Put a message back in front."""
+        self._queue.appendleft(message)
+
+    async def message(self) -> bytes | None:
         while not self._queue:
             if self._error is not None:
                 raise self._error
@@ -75,10 +83,15 @@ class Exchange:
                 return None
             self._ready.clear()
             await self._ready.wait()
-        return event(self._queue.popleft())
+        return self._queue.popleft()
+
+    async def next(self) -> bytes | None:
+        message = await self.message()
+        return event(message) if message is not None else None
 
     def close(self) -> None:
-        self._bridge.forget(self)
+        """Nobody waits any more: the child is told, as by a client that cancels."""
+        self._mux.cancel(self.number)
 
 
 class Listening:
@@ -113,104 +126,92 @@ class Listening:
 
 
 class Bridge:
-    """One child with one client in front of it."""
+    """One child with one client in front of it. Whose an answer or an event is, its `mux` knows; what belongs to no
+    request goes to the client's own stream, or waits for one."""
 
-    def __init__(self, name: str, tell: Callable[[str], str]) -> None:
-        """`tell` makes a reason fit for agents (without the child's own stderr)."""
+    def __init__(self, name: str, adapter: Any) -> None:
         self._name = name
-        self._tell_reason = tell
-        self._numbers = itertools.count(1)
-        self._pending: dict[str, Exchange] = {}
         self._unheard: deque[bytes] = deque(maxlen=MAX_UNHEARD)
         self.listening: Listening | None = None
-        self.child: Any = None
+        self.mux = adapter.StdioMux(name, self._on_message, self._on_over)
         self.used = time.monotonic()
 
     @property
     def idle(self) -> bool:
-        return not self._pending and self.listening is None
+        return self.mux.idle and self.listening is None
 
-    def on_message(self, data: bytes) -> None:
-        """One line from the child: an answer, a notification, or a request to the client."""
-        try:
-            message = _decode(data)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            return  # counted as noise by the session
-        if "method" not in message:
-            exchange = self._pending.pop(str(message.get("id")), None)
-            if exchange is not None:
-                message["id"] = exchange.rpc_id
-                exchange.put(encode(message), last=True)
-            return
-        self._route(message, data)
+    @property
+    def alive(self) -> bool:
+        alive: bool = self.mux.alive
+        return alive
 
-    def _route(self, message: dict[str, Any], data: bytes) -> None:
-        params = message.get("params")
-        token = params.get("progressToken") if isinstance(params, dict) else None
-        pending = list(self._pending.values())
-        for exchange in pending:
-            if token is not None and exchange.token == token:
-                exchange.put(data, last=False)
-                return
-        if len(pending) == 1 or (pending and self.listening is None and "id" in message):
-            pending[0].put(data, last=False)
+    def _on_message(self, message: bytes, method: str) -> None:
+        """What the server says that names no request: with the only call in the air, else on the client's stream."""
+        waiting = self.mux.waiting()
+        asks = b'"id"' in message and "id" in _fields(message)
+        if not method.endswith("/list_changed") and (
+            len(waiting) == 1 or (waiting and self.listening is None and asks)
+        ):
+            waiting[0].put(message, last=False)
         elif self.listening is not None:
-            self.listening.put(data)
+            self.listening.put(message)
         else:
-            self._unheard.append(data)
+            self._unheard.append(message)
 
-    def on_close(self, reason: str) -> None:
-        error = UpstreamBroken(
-            f"The process of {self._name!r} ended ({self._tell_reason(reason)}); whether it acted is unknown."
-        )
-        for exchange in self._pending.values():
-            exchange.fail(error)
-        self._pending.clear()
+    def _on_over(self, reason: str) -> None:
         if self.listening is not None:
             self.listening.end()
 
-    async def request(self, message: dict[str, Any], timeout: float) -> Answer:
+    async def request(self, message: bytes, timeout: float) -> Answer:
         """Send a request on; a plain answer when nothing precedes it, else a stream. Raises UpstreamError."""
         self.used = time.monotonic()
-        params = message.get("params")
-        meta = params.get("_meta") if isinstance(params, dict) else None
-        token = meta.get("progressToken") if isinstance(meta, dict) else None
-        exchange = Exchange(self, f"gw{next(self._numbers)}", message.get("id"), token)
-        self._pending[exchange.number] = exchange
+        exchange = Exchange(self.mux)
         try:
             async with asyncio.timeout(timeout):
-                await self.child.send(encode({**message, "id": exchange.number}))
+                exchange.number = await self.mux.request(message, exchange)
                 data, whole = await exchange.first()
         except TimeoutError:
-            self.forget(exchange)
+            exchange.close()
             raise UpstreamTimeout(
                 f"{self._name!r} did not answer within {timeout:g} s; whether it acted is unknown."
             ) from None
         except BaseException:
-            self.forget(exchange)
+            exchange.close()
             raise
         if whole:
             return Answer(200, b"OK", list(JSON), data, media=b"application/json")
-        exchange._queue.appendleft(data)
+        exchange.again(data)
         return Answer(200, b"OK", list(EVENTS), None, media=b"text/event-stream", source=exchange)
 
-    def forget(self, exchange: Exchange) -> None:
-        """Nobody waits any more: tell the child, as a client would that cancels."""
-        if self._pending.pop(exchange.number, None) is None or not self.child.alive:
-            return
-        notice = {
-            "jsonrpc": "2.0",
-            "method": "notifications/cancelled",
-            "params": {"requestId": exchange.number, "reason": "The client left."},
-        }
-        task = asyncio.get_running_loop().create_task(self._tell(encode(notice)))
-        self._telling = task
-
-    async def _tell(self, data: bytes) -> None:
+    async def batch(self, messages: list[bytes], timeout: float) -> Answer:
+        """A batch (2025-03-26): each message by itself, the answers together. Raises UpstreamError."""
+        self.used = time.monotonic()
+        exchanges: list[Exchange] = []
+        frames: list[bytes] = []
         try:
-            await self.child.send(data)
-        except UpstreamError:
-            return  # it has ended meanwhile: nothing left to cancel
+            async with asyncio.timeout(timeout):
+                for message in messages:
+                    if is_request(message):
+                        exchanges.append(Exchange(self.mux))
+                        exchanges[-1].number = await self.mux.request(message, exchanges[-1])
+                    else:
+                        await self.mux.tell(message)
+                for exchange in exchanges:
+                    while (frame := await exchange.message()) is not None:
+                        frames.append(frame)
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"{self._name!r} did not answer within {timeout:g} s; whether it acted is unknown."
+            ) from None
+        finally:
+            for exchange in exchanges:
+                exchange.close()
+        if not exchanges:
+            return Answer(202, b"Accepted", [], b"")
+        if len(frames) == len(exchanges):
+            return Answer(200, b"OK", list(JSON), b"[" + b",".join(frames) + b"]", media=b"application/json")
+        events = b"".join(event(frame) for frame in frames)
+        return Answer(200, b"OK", list(EVENTS), events, media=b"text/event-stream")
 
     def listen(self) -> Answer:
         if self.listening is not None:
@@ -226,7 +227,10 @@ class StdioLive:
 
     kind = "mcp_stdio"
 
-    def __init__(self, record: Upstream, secrets_: dict[str, str], adapter: Any) -> None:
+    def __init__(
+        self, record: Upstream, secrets_: dict[str, str], adapter: Any, siblings: Siblings | None = None
+    ) -> None:
+        self._siblings = siblings
         self.record = record
         self.org = record.org
         self.name = record.name
@@ -251,8 +255,9 @@ class StdioLive:
     def view(self, visit: Any) -> View:
         return View(self, visit)
 
-    def link(self, **options: Any) -> Link:
-        return Link(_Wire(self), **options)
+    def link(self, *, owner: str = "", **options: Any) -> Link:
+        """A conversation; stateless requests for an `owner` go to the child that this agent has at any door."""
+        return Link(_Wire(self, owner), **options)
 
     async def close(self, grace: float) -> None:
         self._sessions.clear()
@@ -264,52 +269,65 @@ class StdioLive:
         now = time.monotonic()
         for table in (self._sessions, self._shared):
             for name, bridge in list(table.items()):
-                if not bridge.child.alive or (bridge.idle and now - bridge.used > IDLE_SECONDS):
+                if not bridge.alive or (bridge.idle and now - bridge.used > IDLE_SECONDS):
                     del table[name]
-                    task = asyncio.get_running_loop().create_task(bridge.child.close())
+                    task = asyncio.get_running_loop().create_task(bridge.mux.close())
                     self._ending.add(task)
                     task.add_done_callback(self._ending.discard)
 
     async def pass_on(self, owner: str, session: str, modern: bool, method: bytes, body: bytes) -> Answer:
         """One HTTP exchange, played on a child. Raises UpstreamError."""
         if modern:
-            return await self._play(await self._shared_bridge(owner), _decode(body))
+            return await self._play(await self._shared_bridge(owner), body)
+        if session and (answer := await self._elsewhere(session, method, body)) is not None:
+            return answer
         if method == b"POST" and not session:
-            message = _decode(body)
-            if message.get("method") == "initialize":
-                return await self._initialize(message)
+            message = _fields(body) if not body.lstrip().startswith(b"[") else {}
+            if message.get("method") == msgspec.Raw(b'"initialize"'):
+                return await self._initialize(body)
             return _refused(400, "The session is missing; initialize one.", message.get("id"))
         bridge = self._sessions.get(session)
-        if bridge is None or not bridge.child.alive:
+        if bridge is None or not bridge.alive:
             self._sessions.pop(session, None)
             return _refused(404, "There is no such session; initialize a new one.", None)
         if method == b"DELETE":
             del self._sessions[session]
-            await bridge.child.close()
+            await bridge.mux.close()
             return Answer(200, b"OK", [], b"")
         if method == b"GET":
             return bridge.listen()
-        return await self._play(bridge, _decode(body))
+        return await self._play(bridge, body)
 
-    async def _play(self, bridge: Bridge, message: dict[str, Any]) -> Answer:
-        if "method" in message and "id" in message:
-            return await bridge.request(message, self._timeout)
-        await bridge.child.send(encode(message))
+    async def _elsewhere(self, session: str, method: bytes, body: bytes) -> Answer | None:
+        """The exchange, when the session's child is another worker's and that one serves: else the session is gone."""
+        siblings = self._siblings
+        if siblings is None or siblings.count == 1:
+            return None
+        number = session.partition(".")[0]
+        home = siblings.home(int(number)) if number.isdecimal() and len(number) < 5 else siblings.worker
+        return None if home == siblings.worker else await play(siblings, home, self, session, method, body)
+
+    async def _play(self, bridge: Bridge, body: bytes) -> Answer:
+        if body.lstrip().startswith(b"["):
+            return await bridge.batch([bytes(part) for part in _array(body)], self._timeout)
+        if is_request(body):
+            return await bridge.request(body, self._timeout)
+        await bridge.mux.tell(body)
         return Answer(202, b"Accepted", [], b"")
 
     async def _bridge(self) -> Bridge:
-        bridge = Bridge(self.name, self._adapter.without_stderr)
-        bridge.child = await self.processes.open_session(bridge.on_message, bridge.on_close)
+        bridge = Bridge(self.name, self._adapter)
+        await bridge.mux.open(self.processes)
         return bridge
 
-    async def _initialize(self, message: dict[str, Any]) -> Answer:
+    async def _initialize(self, message: bytes) -> Answer:
         bridge = await self._bridge()
         try:
             answer = await bridge.request(message, self._timeout)
         except BaseException:
-            await bridge.child.close()
+            await bridge.mux.close()
             raise
-        session = secrets.token_urlsafe(24)
+        session = f"{self._siblings.worker if self._siblings is not None else 0}.{secrets.token_urlsafe(24)}"
         self._sessions[session] = bridge
         answer.headers.append((b"Mcp-Session-Id", session.encode()))
         return answer
@@ -318,7 +336,7 @@ class StdioLive:
         """The child that an agent's stateless requests share."""
         async with self._opening:
             bridge = self._shared.get(owner)
-            if bridge is None or not bridge.child.alive:
+            if bridge is None or not bridge.alive:
                 bridge = self._shared[owner] = await self._bridge()
             return bridge
 
@@ -352,9 +370,10 @@ class View:
 class _Wire:
     """Carries the gateway's own conversations."""
 
-    def __init__(self, live: StdioLive) -> None:
+    def __init__(self, live: StdioLive, owner: str) -> None:
         self._live = live
-        self._owner = f"gateway-{secrets.token_hex(8)}"
+        self._passing = not owner
+        self._owner = owner or f"gateway-{secrets.token_hex(8)}"
 
     async def exchange(self, method: bytes, lines: Lines, body: bytes, *, stream: bool) -> Answer:
         del stream
@@ -363,9 +382,10 @@ class _Wire:
         return await self._live.pass_on(self._owner, named.get(b"mcp-session-id", ""), modern, method, body)
 
     async def close(self) -> None:
-        bridge = self._live._shared.pop(self._owner, None)
+        """The child of an agent stays; one that was started for this conversation alone ends with it."""
+        bridge = self._live._shared.pop(self._owner, None) if self._passing else None
         if bridge is not None:
-            await bridge.child.close()
+            await bridge.mux.close()
 
 
 def _refused(status: int, text: str, rpc_id: Any) -> Answer:

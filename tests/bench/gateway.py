@@ -10,8 +10,8 @@ from agenticmail_enterprise.catalog.profiles import ArgumentRule, Profile, RateL
 from agenticmail_enterprise.gateway.accounts import Accounts, AgentSpec, Assignment
 from agenticmail_enterprise.gateway.keys import KeySpec
 from agenticmail_enterprise.gateway.registry import Registry
-from agenticmail_enterprise.gateway.runtime import open_store
 from agenticmail_enterprise.gateway.settings import Settings
+from agenticmail_enterprise.gateway.stores import open_store
 from agenticmail_enterprise.gateway.upstream_spec import UpstreamSpec
 from agenticmail_enterprise.gateway.vault import Vault
 

@@ -152,15 +152,15 @@ def nginx(folder: Path, upstream: int) -> Service | None:
 
 
 def gateway(
-    name: str, folder: Path, upstream: int, scale: tuple[int, int, int], options: list[str]
+    name: str, folder: Path, upstream: int, scale: tuple[int, int, int], keys: int
 ) -> tuple[Service, list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     database = f"sqlite:///{folder}/gw.db"
     made = subprocess.run(
         [sys.executable, str(HERE / "gateway.py"), database, str(folder / "data"), f"http://127.0.0.1:{upstream}/mcp",
-         *(str(n) for n in scale), "64"], capture_output=True, text=True, check=True,
+         *(str(n) for n in scale), str(keys)], capture_output=True, text=True, check=True,
     )  # fmt: skip
-    keys = json.loads(made.stdout.splitlines()[-1])["keys"]
+    secrets = json.loads(made.stdout.splitlines()[-1])["keys"]
     port = free_port()
     command = [
         str(Path(sys.executable).parent / "agenticmail-enterprise"),
@@ -169,10 +169,9 @@ def gateway(
         str(port),
         "--database",
         database,
-        *options,
     ]
     env = {"AGENTICMAIL_DATA_DIR": str(folder / "data"), "AGENTICMAIL_LOG_LEVEL": "error"}
-    return Service(name, command, 0, port, env, str(folder)), keys
+    return Service(name, command, 0, port, env, str(folder)), secrets
 
 
 def main() -> None:
@@ -194,14 +193,19 @@ def main() -> None:
             )
             targets["a"] = (plain, [request("/mcp/mail", "ek_none", CALL)])
         if "b" in options.only or "d" in options.only:
-            ours, keys = gateway("b", folder / "b", behind.port, (64, 16, 1), [])
+            ours, keys = gateway("b", folder / "b", behind.port, (64, 16, 1), 64)
             targets["b"] = (ours, [request("/mcp/mail", key, CALL) for key in keys])
             targets["d"] = (ours, [request("/api/engine/check-permission", key, CHECK) for key in keys])
         if "c" in options.only and (proxy := nginx(folder, behind.port)) is not None:
             targets["c"] = (proxy, [request("/mcp", "ek_none", CALL)])
         if options.scale:
-            big, keys = gateway("B", folder / "B", behind.port, (10_000, 1_000, 100), [])
-            targets["B"] = (big, [request("/mcp/mail", key, CALL) for key in keys])
+            big, keys = gateway("B", folder / "B", behind.port, (10_000, 1_000, 100), 10_000)
+            everybody = [request("/mcp/mail", key, CALL) for key in keys]
+            idle = big.rss()
+            for start in range(0, len(everybody), 500):  # each agent has called: what a worker keeps of it is there
+                load(big.port, everybody[start : start + 500], 500, 1.0)
+            print(f"B rss {idle:.0f} MB idle, {big.rss():.0f} MB when all of {len(keys)} agents have called")
+            targets["B"] = (big, everybody[:64])
         services += list({id(service): service for service, _ in targets.values()}.values())
         report(targets, options)
     finally:

@@ -20,8 +20,8 @@ async def _prepare(database: str, data_dir: str, upstream: str) -> str:
     from agenticmail_enterprise.gateway.accounts import Accounts, AgentSpec, Assignment
     from agenticmail_enterprise.gateway.keys import KeySpec
     from agenticmail_enterprise.gateway.registry import Registry
-    from agenticmail_enterprise.gateway.runtime import open_store
     from agenticmail_enterprise.gateway.settings import Settings
+    from agenticmail_enterprise.gateway.stores import open_store
     from agenticmail_enterprise.gateway.upstream_spec import UpstreamSpec
     from agenticmail_enterprise.gateway.vault import Vault
 

@@ -16,6 +16,7 @@ from agenticmail_enterprise.adapters.stores.memory import MemoryStore
 from agenticmail_enterprise.catalog.errors import EnterpriseError
 from agenticmail_enterprise.catalog.store import Delete, Increment, Insert, Query, Replace, Store, Write
 from agenticmail_enterprise.tests.contract.suite import ITEMS, LINES, MIGRATIONS, Clock, Item, Line
+from agenticmail_enterprise.tests.examples import UNSHRUNK
 
 ORGS = st.sampled_from(["acme", "acme", "acme", "Acme"])
 IDS = st.sampled_from(["a", "B", "b ", "ä"])
@@ -162,6 +163,11 @@ class Pair(RuleBasedStateMachine):
 
 
 Pair.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=UNSHRUNK,
 )
 TestMemoryAndSqlite = Pair.TestCase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -17,6 +18,7 @@ from agenticmail_enterprise.gateway.scopes import SCOPES
 from tests.docs.pages import ROOT, Page, spans
 
 API = Page.read("docs/api.md")
+OPERATIONS = Page.read("docs/operations.md")
 MCP = Page.read("docs/mcp.md")
 
 
@@ -45,6 +47,18 @@ def test_every_error_has_its_code_status_and_meaning() -> None:
     printed = [(spans(row[0])[0], row[1]) for row in API.table("error")]
     assert sorted(printed) == sorted(set(errors()))
     assert all(row[2] for row in API.table("error"))
+
+
+def test_every_metric_is_explained_and_none_is_made_up() -> None:
+    from agenticmail_enterprise.gateway.metrics import COUNTERS, HISTOGRAMS
+
+    source = (ROOT / "gateway" / "runtime.py").read_text()
+    gauges = re.findall(r'Family\(\s*"(\w+)"', source)
+    counting = {"agenticmail_plugin_faults", "agenticmail_store_retries"}
+    known = [f"{family.name}_total" for family in COUNTERS] + [family.name for family in HISTOGRAMS]
+    known += [f"{name}_total" if name in counting else name for name in gauges]
+    assert len(gauges) >= 6
+    assert sorted(first_column(OPERATIONS, "metric")) == sorted(known)
 
 
 def test_judged_and_filtered_methods_are_all_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +15,18 @@ import pytest
 
 from agenticmail_enterprise.admin_ui.api import OPERATIONS
 from agenticmail_enterprise.gateway.cli.app import NAME, root
+from agenticmail_enterprise.gateway.people import totp
 from agenticmail_enterprise.gateway.settings_load import LEAVES, SECTIONS
 from tests.docs.pages import ROOT, Block, Page, broken_links, spans
 from tests.docs.story import Story
 
 README = Page.read("README.md")
 BLOCKS = README.blocks()
-MCP_DOORS = {"POST /mcp", "DELETE /mcp", "POST /mcp/{server}", "GET /mcp/{server}", "DELETE /mcp/{server}"}
+MCP_DOORS = {f"{method} /mcp{server}" for method in ("GET", "POST", "DELETE") for server in ("", "/{server}")}
 HOT = MCP_DOORS | {"GET /health", "GET /ready", "GET /metrics"}
 """What the edge serves besides the operations."""
 
-ENDPOINT = re.compile(r"(GET|POST|PUT|DELETE) /\S*")
+ENDPOINT = re.compile(r"(GET|POST|PUT|PATCH|DELETE) /\S*")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,8 @@ def flags_of(words: tuple[str, ...]) -> set[str]:
 
 COMMAND_LINES = """
 doctor
+migrate
+audit prune --before 2020-01-01 --yes
 agents list
 agents show support-bot
 agents profile show support-bot
@@ -129,6 +133,12 @@ upstreams disable mail-two
 upstreams enable mail-two
 upstreams correct mail__list_inbox --accept-pin
 upstreams remove mail-two --yes
+users list
+users create spare@acme.test --role member --name Spare
+users change spare@acme.test --role viewer
+users link spare@acme.test --reset
+users disable-second-factor spare@acme.test --yes
+users delete spare@acme.test --yes
 plugins list
 calls list --agent support-bot --effect deny
 version
@@ -164,7 +174,8 @@ def test_the_table_of_endpoints_is_the_api() -> None:
 
 def test_scopes_in_the_table_are_those_declared() -> None:
     for row in README.table("endpoints"):
-        declared = {DECLARED[endpoint].scope or "none" for endpoint in spans(row[0])}
+        found = [DECLARED[endpoint] for endpoint in spans(row[0])]
+        declared = {item.scope or ("a person" if item.person else "none") for item in found}
         assert set(spans(row[1]) or [row[1]]) == declared, row[0]
 
 
@@ -185,10 +196,13 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     toured: set[str] = {"POST /api/engine/check-permission", "POST /api/engine/tool-calls"}  # blocks, with curl -f
     assert all(any(endpoint.split()[1] in line for line in story.ran) for endpoint in toured)
 
-    def ask(endpoint: str, body: Any = None, status: int = 200, **path: str) -> Any:
+    def ask(endpoint: str, body: Any = None, status: int = 200, *, token: str = "", **path: str) -> Any:
         toured.add(endpoint)
         method, _, template = endpoint.partition(" ")
-        answered, found = story.request(method, template.format(**path), body, {"X-API-Key": key})
+        headers = {"Authorization": f"Bearer {token}"} if token else {"X-API-Key": key}
+        if template.startswith("/auth/session"):
+            headers["Sec-Fetch-Site"] = "same-origin"
+        answered, found = story.request(method, template.format(**path), body, headers)
         assert answered == status, (endpoint, answered, found)
         return found
 
@@ -198,6 +212,11 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     ask("PUT /api/agents/{id}", {"name": "tourist", "description": "Looks around."}, id=agent)
     ask("PUT /api/agents/{id}/profile", {"preset": "sandbox"}, id=agent)
     assert ask("GET /api/agents/{id}/profile", id=agent)["data"]["preset"] == "sandbox"
+    assert ask("PATCH /api/agents/{id}", {"description": "Walks."}, id=agent)["data"]["name"] == "tourist"
+    assert (
+        ask("PATCH /api/agents/{id}/profile", {"profile": {"max_risk": "medium"}}, 428, id=agent)["code"]
+        == "PRECONDITION_REQUIRED"
+    )
     made = ask("POST /api/keys", {"kind": "agent", "agent_id": agent}, 201)["data"]["id"]
     assert made in {item["id"] for item in ask("GET /api/keys")["data"]}
     ask("GET /api/keys/{id}", id=made)
@@ -212,10 +231,14 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     assert "tour" in {item["name"] for item in ask("GET /api/gateway/upstreams")["data"]}
     ask("GET /api/gateway/upstreams/{id}", id=server["id"])
     ask("PUT /api/gateway/upstreams/{id}", {**stdio, "timeout_ms": 5000}, id=server["id"])
+    assert (
+        ask("PATCH /api/gateway/upstreams/{id}", {"timeout_ms": 6000}, id=server["id"])["data"]["kind"] == "mcp_stdio"
+    )
     ask("POST /api/gateway/upstreams/{id}/refresh", id=server["id"])
     tool = ask("GET /api/gateway/upstreams/{id}/tools", id=server["id"])["data"][0]["id"]
     corrected = ask("PUT /api/gateway/upstreams/{id}/tools/{tool}", {"risk": "high"}, id=server["id"], tool=tool)
     assert corrected["data"]["risk"] == "high"
+    ask("PATCH /api/gateway/upstreams/{id}/tools/{tool}", {"risk": "low"}, id=server["id"], tool=tool)
     ask("DELETE /api/gateway/upstreams/{id}", status=204, id=server["id"])
 
     assert ask("GET /api/engine/skills")["meta"]["total"] == 38
@@ -228,6 +251,7 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     ask("GET /api/calls/{id}", id=ask("GET /api/calls")["data"][0]["id"])
     assert "agent.create" in {item["action"] for item in ask("GET /api/audit")["data"]}
     assert set(ask("GET /api/openapi.json")["paths"]) == {operation.path for operation in OPERATIONS}
+    tour_of_people(ask, story)
     assert toured == set(PRINTED_ENDPOINTS)
     for path in ("/health", "/ready", "/metrics"):
         assert story.get(path)[0] == 200
@@ -258,6 +282,55 @@ def tour_of_approvals(ask: Any, agent: str) -> None:
     assert channel["secret"].startswith("whsec_")
     assert [item["name"] for item in ask(f"GET {channels}")["data"]] == ["tour"]
     ask(f"DELETE {channels}/{{id}}", status=204, id=channel["id"])
+
+
+def tour_of_people(ask: Any, story: Story) -> None:
+    """Somebody is added, sets a password, signs in each way there is, and is removed."""
+    made = ask("POST /api/users", {"email": "tess@acme.test", "role": "admin"}, 201)["data"]
+    tess, password = made["id"], "a password for a tour"
+    assert tess in {item["id"] for item in ask("GET /api/users")["data"]}
+    ask("POST /auth/reset-password", {"token": made["link"]["token"], "password": password})
+    login = {"email": "tess@acme.test", "password": password}
+    signed = ask("POST /auth/login", login)["data"]
+    signed = ask("POST /auth/refresh", {"refresh_token": signed["refresh_token"]})["data"]
+    token = signed["token"]
+    assert ask("GET /auth/me", token=token)["data"]["user"]["role"] == "admin"
+    ask("PUT /auth/me", {"name": "Tess Tour"}, token=token)
+    ask("PATCH /auth/me", {"name": "Tess"}, token=token)
+    (session,) = ask("GET /auth/sessions", token=token)["data"]
+    secret = ask("POST /auth/2fa/setup", {"password": password}, token=token)["data"]["secret"]
+    now = totp.code_at(secret, totp.step_of(time.time()))
+    codes = ask("POST /auth/2fa/confirm", {"code": now}, token=token)["data"]["recovery_codes"]
+    challenge = ask("POST /auth/login", login, 401)["details"]["challenge"]
+    ask("POST /auth/login/second-factor", {"challenge": challenge, "code": codes[0]})
+    ask("POST /auth/session", {**login, "code": codes[1]})
+    ask("POST /auth/session/second-factor", {"challenge": challenge, "code": codes[2]})
+    proof = {"password": password, "code": codes[3]}
+    codes = ask("POST /auth/2fa/recovery-codes", proof, token=token)["data"]["recovery_codes"]
+    ask("POST /auth/2fa/disable", {"password": password, "code": codes[0]}, token=token)
+    for kind in ("login", "session"):
+        link = json.loads(story.shell(f"{NAME} users link tess@acme.test --json"))["link"]
+        ask(f"POST /auth/{kind}/link", {"token": link["token"]})
+    ask("POST /auth/password", {"current_password": password, "new_password": password + "!"}, token=token)
+    ask("POST /auth/forgot-password", {"email": "tess@acme.test"})
+    ask("DELETE /auth/sessions/{id}", status=204, id=session["id"], token=token)
+    for way in ("logout", "logout-everywhere"):
+        token = ask("POST /auth/login", {**login, "password": password + "!"})["data"]["token"]
+        ask(f"POST /auth/{way}", token=token)
+    ask("PUT /api/users/{id}", {"name": "Tess", "role": "member"}, id=tess)
+    ask("PATCH /api/users/{id}", {"role": "viewer"}, id=tess)
+    assert ask("GET /api/users/{id}", id=tess)["data"]["role"] == "viewer"
+    ask("POST /api/users/{id}/link", status=201, id=tess)
+    ask("POST /api/users/{id}/sign-out", id=tess)
+    ask("DELETE /api/users/{id}/2fa", status=204, id=tess)
+    ask("DELETE /api/users/{id}", status=204, id=tess)
+    name = ask("GET /api/settings")["data"]["name"]
+    ask("PUT /api/settings", {"name": name, "timezone": "Europe/Berlin"})
+    assert ask("PATCH /api/settings", {"domain": "acme.test"}, 428)["code"] == "PRECONDITION_REQUIRED"
+    assert ask("GET /api/stats")["data"]["users"] >= 1
+    entry = ask("GET /api/audit")["data"][0]["id"]
+    ask("GET /api/audit/{id}", id=entry)
+    ask("GET /api/audit/export")
 
 
 def test_a_denial_on_the_wire_is_the_one_in_the_docs(story: Story) -> None:

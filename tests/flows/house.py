@@ -132,7 +132,7 @@ class House:
 
     async def records(self, expected: int, *, org: str = "") -> list[CallRecord]:
         """The journal's records in the store, oldest first, once there are `expected` of them."""
-        for _ in range(200):
+        for _ in range(1500):  # half a minute, should it have to be
             page = await self.runtime.store.find(Query(CALLS, "by_org", {"org": org or self.org}, limit=500))
             if len(page.records) >= expected:
                 break

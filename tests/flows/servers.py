@@ -39,7 +39,8 @@ class Counting:
         ]
 
     async def __aenter__(self) -> Counting:
-        self._runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
+        server = web.Server(self._handle, handler_cancellation=True)
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
@@ -92,6 +93,88 @@ class Counting:
         }
         make = table.get(method)
         return make() if make is not None else None
+
+
+class Telling(Counting):
+    """A `Counting` that tells of changes: over `subscriptions/listen` when `modern`, else over its sessions' GET streams.
+
+    `streams` are the open ones, as (session or request id, queue); `answers` is what clients answered to its requests.
+    """
+
+    def __init__(self, *, modern: bool = False, port: int = 0) -> None:
+        super().__init__(port=port)
+        self.modern = modern
+        self.streams: list[tuple[Any, asyncio.Queue[dict[str, Any] | None]]] = []
+        self.answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.watched: dict[str, set[str]] = {}
+        self.ended: list[str] = []
+        self._sessions = 0
+
+    @property
+    def port(self) -> int:
+        return int(self._runner.addresses[0][1])
+
+    def tell(self, method: str, params: dict[str, Any] | None = None, **more: Any) -> int:
+        """Say something on every stream, stamped as the era wants it; how many there were."""
+        for owner, queue in self.streams:
+            meta = {"_meta": {"io.modelcontextprotocol/subscriptionId": owner}} if self.modern else {}
+            queue.put_nowait({"jsonrpc": "2.0", "method": method, "params": {**(params or {}), **meta}, **more})
+        return len(self.streams)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = await request.read()
+        message = json.loads(body) if body else {"method": request.method}
+        method = message.get("method")
+        session = request.headers.get("Mcp-Session-Id", "")
+        if method is None:
+            self.answers.put_nowait(message)
+            return web.Response(status=202)
+        if method == "DELETE":
+            self.ended.append(session)
+            return web.Response(status=204)
+        if method == "GET" and not self.modern:
+            return await self._stream(request, session, None)
+        if method == "subscriptions/listen" and self.modern:
+            acknowledged = {"notifications": message["params"]["notifications"]}
+            return await self._stream(request, message["id"], acknowledged)
+        if method in {"resources/subscribe", "resources/unsubscribe"} and not self.modern:
+            watched = self.watched.setdefault(session, set())
+            (watched.add if method == "resources/subscribe" else watched.discard)(message["params"]["uri"])
+            return web.json_response({"jsonrpc": "2.0", "id": message["id"], "result": {}})
+        response = await super()._handle(request)
+        if method == "initialize" and response.status == 200:
+            self._sessions += 1
+            response.headers["Mcp-Session-Id"] = f"session-{self._sessions}"
+        return response
+
+    async def _stream(self, request: web.BaseRequest, owner: Any, first: dict[str, Any] | None) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        entry = (owner, queue)
+        self.streams.append(entry)
+        if first is not None:
+            first["_meta"] = {"io.modelcontextprotocol/subscriptionId": owner}
+            said = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": first}
+            await response.write(b"data: " + json.dumps(said).encode() + b"\n\n")
+        try:
+            while (message := await queue.get()) is not None:
+                await response.write(b"event: message\ndata: " + json.dumps(message).encode() + b"\n\n")
+        finally:
+            self.streams.remove(entry)
+        return response
+
+    def _result(self, method: str, params: dict[str, Any]) -> dict[str, Any] | None:
+        capabilities = {
+            "tools": {"listChanged": True}, "prompts": {"listChanged": True},
+            "resources": {"listChanged": True, "subscribe": True}, "logging": {},
+        }  # fmt: skip
+        about = {"capabilities": capabilities, "serverInfo": {"name": "telling", "version": "1"}}
+        if method == "server/discover":
+            return {"supportedVersions": ["2026-07-28"], **about, "resultType": "complete"} if self.modern else None
+        if method == "initialize":
+            return None if self.modern else {"protocolVersion": "2025-11-25", **about}
+        return super()._result(method, params)
 
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -190,7 +190,7 @@ async def everything() -> AsyncIterator[str]:
         yield json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["url"]
     finally:
         process.stdin.close()
-        await asyncio.wait_for(process.wait(), 10)
+        await asyncio.wait_for(process.wait(), 60)
 
 
 async def test_a_server_may_ask_the_agents_model_and_its_person_in_mid_call(tmp_path: Path) -> None:
@@ -224,9 +224,8 @@ async def test_a_server_may_ask_the_agents_model_and_its_person_in_mid_call(tmp_
             assert "ada@acme.test" in answer.content[0].text
             assert elicited == ["Who are you?"]
             assert not (await client.call_tool("mail__read_mail", {})).is_error
-        # One more than calls: the client asked for a stream that this door does not have.
-        records = [record for record in await house.records(4) if record.tool]
-        assert [(r.tool, r.outcome) for r in records] == [
+        # Nothing but the calls: the stream that the client opened beside them is no call.
+        assert [(r.tool, r.outcome) for r in await house.records(3)] == [
             ("all__test_sampling", "ok"), ("all__test_elicitation", "ok"), ("mail__read_mail", "ok"),
         ]  # fmt: skip
 

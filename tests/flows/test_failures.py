@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
 import sys
 import time
@@ -17,6 +19,7 @@ import pytest
 from agenticmail_enterprise.catalog.calls import AgentView, Call, Tool, Verdict
 from agenticmail_enterprise.catalog.plugins import ENTRY_POINT_GROUP, NoConfig
 from agenticmail_enterprise.catalog.profiles import Profile, ToolRule
+from agenticmail_enterprise.gateway import groupsync
 from agenticmail_enterprise.gateway.settings import JournalSettings, PluginSettings, PolicySettings, ServerSettings
 from agenticmail_enterprise.policies import pluginhost
 from tests.flows.crash_kit import Mortal
@@ -72,7 +75,7 @@ async def test_store_unreachable(tmp_path: Path) -> None:
 
 
 async def test_policy_unreadable_for_longer_than_stale_grace(tmp_path: Path) -> None:
-    async with Counting() as server, House(tmp_path, policy=PolicySettings(refresh=0.02, stale_grace=0.15)) as house:
+    async with Counting() as server, House(tmp_path, policy=PolicySettings(refresh=0.02, stale_grace=1.0)) as house:
         await house.upstream("mail", server.url)
         key = await house.agent("clerk", ALL)
         assert went_well(await house.call(key, "/mcp/mail", "read_mail"))
@@ -285,20 +288,23 @@ async def test_stdio_child_that_cannot_start(tmp_path: Path) -> None:
 
 # -- the client --------------------------------------------------------------------------------------------------
 async def test_client_leaving_in_the_middle_of_a_call(tmp_path: Path) -> None:
-    cut = asyncio.Event()
+    arrived, cut = asyncio.Event(), asyncio.Event()
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
+        arrived.set()
         await reader.read()
         cut.set()
 
     async with Misbehaving(wait) as server, House(tmp_path) as house:
         await house.upstream("mail", server.url)
         key = await house.agent("clerk", ALL)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await house.call(key, "/mcp/mail", "read_mail")
-        await asyncio.wait_for(cut.wait(), 5)  # the server is told by the end of the connection
+        call = asyncio.create_task(house.call(key, "/mcp/mail", "read_mail"))
+        await asyncio.wait_for(arrived.wait(), 30)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.wait_for(cut.wait(), 30)  # the server is told by the end of the connection
         (record,) = await house.records(1)
         assert (record.effect, record.outcome, record.error) == ("allow", "cancelled", "CLIENT_LEFT")
 
@@ -326,6 +332,29 @@ async def test_journal_full(tmp_path: Path) -> None:
         assert went_well(await house.call(key, "/mcp/mail", "read_mail"))
 
 
+async def test_journals_disk_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(segment: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with Counting() as server, House(tmp_path, journal=JournalSettings(sync="group", full_wait=0.05)) as house:
+        await house.upstream("mail", server.url)
+        key = await house.agent("clerk", ALL)
+        assert went_well(await house.call(key, "/mcp/mail", "read_mail"))
+        seen = len(server.calls)
+        monkeypatch.setattr(groupsync, "sync_file", fail)
+        struck = await house.call(key, "/mcp/mail", "read_mail")
+        assert code_of(struck) == "JOURNAL_FULL"
+        monkeypatch.undo()  # a disk that failed once is not trusted again
+        assert code_of(await house.call(key, "/mcp/mail", "read_mail")) == "JOURNAL_FULL"
+        assert len(server.calls) == seen
+        ready = await house.send("GET", "/ready")
+        assert (ready.status, list(ready.json["problems"])) == (503, ["journal"])
+        assert os.strerror(errno.EIO) in ready.json["problems"]["journal"]
+        assert house.runtime.metrics.refused["mcp", "JOURNAL_FULL"] >= 2
+        records = await house.records(2)
+        assert [(record.outcome, record.error) for record in records] == [("ok", ""), ("not_sent", "JOURNAL_BROKEN")]
+
+
 # -- the gateway itself ------------------------------------------------------------------------------------------
 def ask(gateway: Mortal, http: aiohttp.ClientSession, key: str) -> Any:
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "read_mail", "arguments": {}}}
@@ -333,7 +362,7 @@ def ask(gateway: Mortal, http: aiohttp.ClientSession, key: str) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         await asyncio.sleep(0.01)
@@ -368,10 +397,12 @@ async def test_gateway_stopped_with_a_call_in_flight(tmp_path: Path) -> None:
             call = asyncio.create_task(ask(gateway, http, key).__aenter__())
             await until(lambda: len(server.calls) == 1)
             ending = asyncio.create_task(gateway.end(signal.SIGTERM))
-            await asyncio.sleep(0.2)
-            assert not ending.done()
             with pytest.raises(aiohttp.ClientConnectionError):
-                await http.get(f"{gateway.url}/health")
+                async with asyncio.timeout(60):
+                    while True:  # until the signal has arrived
+                        await (await http.get(f"{gateway.url}/health")).read()
+                        await asyncio.sleep(0.02)
+            assert not ending.done()
             gate.set()
             answer = await call
             assert (await answer.json())["result"]["isError"] is False
@@ -465,7 +496,7 @@ async def test_plugin_guard_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         key = await house.agent("clerk", ALL)
         started = time.monotonic()
         answers = [await house.call(key, "/mcp/mail", "read_mail") for _ in range(3)]
-        assert time.monotonic() - started < 30  # it wanted to sleep for a minute, each time
+        assert time.monotonic() - started < 60  # it wanted to sleep for a minute, each time
         assert [code_of(answer) for answer in answers] == ["POLICY_ERROR"] * 3
         assert server.calls == []
         for record in await house.records(3):

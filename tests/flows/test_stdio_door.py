@@ -106,10 +106,7 @@ async def test_the_official_client_works_through_either_door_in_either_era(
             assert "lamp" in drafted.messages[0].content.text
         assert [path.name for path in (folder / "outbox").iterdir()] == ["out-0001.eml"]
         assert len(list((folder / "inbox").iterdir())) == 3
-        # The aggregated door has no stream of its own: the handshake era's client asks for one, and is told so (405).
-        asked = 1 if (path, mode) == ("/mcp", "legacy") else 0
-        records = [record for record in await house.records(6 + asked) if record.tool]
-        assert [(record.tool, record.effect, record.outcome) for record in records] == [
+        assert [(record.tool, record.effect, record.outcome) for record in await house.records(6)] == [
             ("mail__list_inbox", "allow", "ok"), ("mail__send_email", "allow", "ok"), ("mail__send_email", "deny", "denied"),
             ("mail__delete_email", "deny", "denied"), ("mail__resource:mail://inbox", "allow", "ok"),
             ("mail__prompt:draft_reply", "allow", "ok"),
@@ -185,8 +182,8 @@ async def test_a_child_killed_in_the_middle_of_a_call_is_told_and_replaced(tmp_p
             await asyncio.sleep(0.02)
         (live,) = house.runtime.upstreams.all()
         (bridge,) = live._sessions.values()
-        os.kill(bridge.child.pid, signal.SIGKILL)
-        result = (await asyncio.wait_for(call, 10)).json["result"]
+        os.kill(bridge.mux.pid, signal.SIGKILL)
+        result = (await asyncio.wait_for(call, 60)).json["result"]
         assert result["isError"] is True
         assert "whether it acted is unknown" in result["content"][0]["text"]
         (record,) = await house.records(1)
@@ -203,3 +200,126 @@ async def test_children_do_not_outlive_the_gateway(tmp_path: Path) -> None:
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+TALKING = """
+import json, sys, threading, time
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+KEY = "io.modelcontextprotocol/subscriptionId"
+cancelled, listening, calls = [], [], []
+for line in sys.stdin:
+    m = json.loads(line)
+    method, params = m.get("method"), m.get("params") or {}
+    if method == "initialize":
+        say(id=m["id"], result={"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {"listChanged": True}},
+                                "serverInfo": {"name": "talking", "version": "1"}})
+    elif method == "server/discover":
+        say(id=m["id"], result={"supportedVersions": ["2026-07-28"], "resultType": "complete",
+            "capabilities": {"tools": {"listChanged": True}, "resources": {"subscribe": True}}, "serverInfo": {"name": "t", "version": "1"}})
+    elif method == "subscriptions/listen":
+        listening.append(m["id"])
+        say(method="notifications/subscriptions/acknowledged",
+            params={"notifications": params["notifications"], "_meta": {KEY: m["id"]}})
+    elif method == "tools/list":
+        say(id=m["id"], result={"tools": [{"name": "look", "inputSchema": {"type": "object"}}], "resultType": "complete",
+                                "ttlMs": 0, "cacheScope": "private"})
+    elif method == "resources/list":
+        say(id=m["id"], result={"resources": [{"uri": "mail://x", "name": "x"}], "resultType": "complete"})
+    elif method in ("resources/templates/list", "prompts/list"):
+        say(id=m["id"], error={"code": -32601, "message": "no such method"})
+    elif method == "tools/call" and params["arguments"].get("wait"):
+        calls.append(m)  # answered together with the other
+        if len(calls) == 2:
+            for call in calls:
+                say(method="notifications/progress", params={"progressToken": call["params"]["_meta"]["progressToken"], "progress": 1})
+            for call in reversed(calls):
+                say(id=call["id"], result={"content": [{"type": "text", "text": call["params"]["arguments"]["wait"]}]})
+    elif method == "tools/call":
+        for own in listening:
+            say(method="notifications/resources/updated", params={"uri": "mail://x", "_meta": {KEY: own}})
+        say(id=m["id"], result={"content": [{"type": "text", "text": json.dumps(cancelled)}], "resultType": "complete"})
+    elif method == "notifications/cancelled":
+        cancelled.append(params["requestId"])
+    elif "id" in m:
+        say(id=m["id"], result={})
+"""
+
+
+@pytest.mark.parametrize(("path", "tool"), [("/mcp/mail", "look"), ("/mcp", "mail__look")])
+async def test_the_official_client_subscribes_through_a_child_process(tmp_path: Path, path: str, tool: str) -> None:
+    from mcp.client.subscriptions import ResourceUpdated
+
+    async with House(tmp_path) as house:
+        await house.upstream("mail", kind="mcp_stdio", command=(sys.executable, "-c", TALKING))
+        key = await house.agent("clerk", ANY)
+        async with official(house, key, path) as client:
+            assert client.protocol_version == "2026-07-28"
+            async with (
+                client.listen(resource_subscriptions=["mail://x"]) as first,
+                client.listen(resource_subscriptions=["mail://x"]) as second,
+            ):
+                assert first.subscription_id != second.subscription_id
+                await client.call_tool(tool, {})
+                for subscription in (first, second):  # each with the id that its own client knows
+                    async with asyncio.timeout(30):
+                        assert await anext(subscription) == ResourceUpdated("mail://x")
+
+
+async def test_two_calls_with_one_progress_token_hear_each_of_their_own(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        await house.upstream("mail", kind="mcp_stdio", command=(sys.executable, "-c", TALKING))
+        key = await house.agent("clerk", ANY)
+        modern = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": "look"}
+
+        def call(word: str) -> Any:
+            params = {"name": "look", "arguments": {"wait": word}, "_meta": {"progressToken": "same"}}
+            body = {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": params}
+            return house.send("POST", "/mcp/mail", key=key, body=body, headers=modern)
+
+        for word, answer in zip(("a", "b"), await asyncio.gather(call("a"), call("b")), strict=True):
+            progress, result = answer.messages
+            assert progress["params"] == {"progressToken": "same", "progress": 1}
+            assert (result["id"], result["result"]["content"][0]["text"]) == (3, word)
+
+
+async def test_a_batch_is_played_message_by_message(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        await house.upstream("mail", kind="mcp_stdio", command=(sys.executable, "-c", TALKING))
+        key = await house.agent("clerk", ANY)
+        hello = {**HELLO, "params": {**HELLO["params"], "protocolVersion": "2025-03-26"}}  # type: ignore[dict-item]
+        opened = await house.send("POST", "/mcp/mail", key=key, body=hello)
+        at = {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
+
+        def waits(word: str) -> dict[str, Any]:
+            params = {"name": "look", "arguments": {"wait": word}, "_meta": {"progressToken": word}}
+            return {"jsonrpc": "2.0", "id": word, "method": "tools/call", "params": params}
+
+        ping = {"jsonrpc": "2.0", "id": "p", "method": "ping"}
+        plain = await house.send("POST", "/mcp/mail", key=key, body=[ping, {**ping, "id": "q"}], headers=at)
+        assert [answer["id"] for answer in plain.json] == ["p", "q"]
+        talk = await house.send("POST", "/mcp/mail", key=key, body=[waits("a"), waits("b")], headers=at)
+        frames = talk.messages
+        assert {frame["params"]["progressToken"] for frame in frames if "method" in frame} == {"a", "b"}
+        assert {frame["id"] for frame in frames if "id" in frame} == {"a", "b"}
+        note = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+        assert (await house.send("POST", "/mcp/mail", key=key, body=[note], headers=at)).status == 202
+
+
+async def test_a_cancellation_reaches_the_child_under_the_id_that_it_knows(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        await house.upstream("mail", kind="mcp_stdio", command=(sys.executable, "-c", TALKING))
+        key = await house.agent("clerk", ANY)
+        at = await session(house, key)
+        arguments = {"wait": "for ever"}
+        waiting = asyncio.create_task(house.call(key, "/mcp/mail", "look", arguments, headers=at))
+        (live,) = house.runtime.upstreams.all()
+        (bridge,) = live._sessions.values()
+        while bridge.mux.idle:
+            await asyncio.sleep(0.01)
+        note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
+        assert (await house.send("POST", "/mcp/mail", key=key, body=note, headers=at)).status == 202
+        said = look(await house.call(key, "/mcp/mail", "look", {}, headers=at))
+        assert said == [bridge.mux._last - 1]
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)

@@ -4,16 +4,23 @@ hundreds of examples against one."""
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import re
 import socket
+import struct
+import sys
+import termios
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agenticmail_enterprise.catalog.profiles import ArgumentRule, Profile, ToolRule
 from agenticmail_enterprise.catalog.records import CALLS, CallRecord
 from agenticmail_enterprise.catalog.store import GLOBAL, Query
+from agenticmail_enterprise.gateway.lane import Lane
 from tests.flows.house import House
 from tests.flows.servers import Counting
 from tests.security.wire import Reply, read_reply
@@ -25,7 +32,11 @@ CLERK = Profile(
     max_risk="critical",
     argument_rules=(ArgumentRule(name="internal", tools=("mail__send_mail",), field="to", op="domain_in", values=("acme.test",), required=True),),
 )  # fmt: skip
-QUIET = 0.15
+LIMIT = 30.0
+LOOK = 0.02
+"""Seconds between questions whether the server is at rest. No answer depends on it."""
+TURNS = 5
+LAST_CHUNK = b"0\r\n\r\n"
 _ID = re.compile(rb"dec_[0-9a-f]{32}")
 
 
@@ -43,6 +54,7 @@ class Stage:
         self.house: House
         self.server: Counting
         self._known: set[str] = set()
+        self._met: set[Any] = set()
 
     def __enter__(self) -> Stage:
         self._thread.start()
@@ -56,7 +68,7 @@ class Stage:
         self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * LIMIT)
 
     async def _open(self) -> None:
         self._loop.set_exception_handler(lambda loop, context: self.errors.append(context))
@@ -76,26 +88,84 @@ class Stage:
         await self.server.__aexit__(None, None, None)
 
     def converse(self, pieces: list[bytes]) -> list[Reply]:
-        """Send pieces of bytes, read what comes back until the server closes or has nothing more to say. Raises
-        ValueError for an answer that is none."""
+        """Send pieces of bytes, read what comes back until the server closes or waits for more, which its own loop
+        says: silence alone means nothing on a slow machine. Raises ValueError for an answer that is none, and
+        AssertionError when the server neither closes nor comes to rest."""
         got = bytearray()
         with socket.create_connection(("127.0.0.1", self.port)) as sock:
+            own = sock.getsockname()[1]
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
+            sock.settimeout(LIMIT)
+            with suppress(ConnectionError):
                 for piece in pieces:
                     sock.sendall(piece)
-                sock.settimeout(QUIET)
-                while data := sock.recv(65536):
-                    got += data
-            except (TimeoutError, ConnectionError):
-                pass
+                self._hear(sock, own, got)
+        self.run(self._until(lambda: self._settled() and not any(_peer(each.transport) == own for each in self._met)))
         return asyncio.run(_parse(bytes(got)))
+
+    def _hear(self, sock: socket.socket, own: int, got: bytearray) -> None:
+        end = time.monotonic() + LIMIT
+        rest = ""
+        while True:
+            # Once the server rests, what it wrote is here: one look more, without waiting, takes it all.
+            sock.settimeout(0 if rest else LOOK)
+            try:
+                data = sock.recv(65536)
+            except (TimeoutError, BlockingIOError):
+                if rest:
+                    got += LAST_CHUNK if rest == "stream" else b""  # it ends when its client leaves: now
+                    return
+                assert time.monotonic() < end, f"no end and no rest; so far {bytes(got)!r}"
+                rest = self.run(self._resting(own)) if _unsent(sock) == 0 else ""
+                continue
+            if not data:
+                return
+            got += data
+
+    # -- what the gateway's loop knows ---------------------------------------------------------------------------
+    def _protocols(self) -> set[Any]:
+        """Lanes and aiohttp's handlers, those that were met before and still have work included. On the loop."""
+        server = self.house.server
+        found = {*server._lanes.open, *(server._http.connections if server._http is not None else ())}
+        self._met = found | {each for each in self._met if _busy(each)}
+        return self._met
+
+    async def _resting(self, port: int) -> str:
+        """What a connection does that has read all that came over it: "wait" for more, or hold a "stream" open. "" when
+        there is more to do, or no such connection. Looked at over some turns of the loop: what was woken goes on in one
+        of the next, and looks idle till then."""
+        rest = ""
+        for _ in range(TURNS):
+            found = [each for each in self._protocols() if _peer(each.transport) == port]
+            if not found or self.house.server.edge._pending:
+                return ""
+            streams = [stream._visit.request for stream in self.house.runtime.aggregate.streams.running]
+            kinds = {_rest(each, streams) for each in found}
+            if "" in kinds:
+                return ""
+            rest = max(kinds)
+            await asyncio.sleep(0)
+        return "stream" if rest == "stream" else "wait"
+
+    def _settled(self) -> bool:
+        """Whether nothing is being handled that could still make a record. On the loop."""
+        return (
+            not any(map(_busy, self._protocols()))
+            and not self.house.server.edge._pending
+            and not self.house.runtime.proxy.in_flight
+        )
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(LIMIT):
+            while not holds():
+                await asyncio.sleep(0.002)
 
     def records(self) -> list[CallRecord]:
         """Those that came since the last look, oldest first."""
         return self.run(self._records())
 
     async def _records(self) -> list[CallRecord]:
+        await self._until(self._settled)
         await self.house.runtime.journal.drained()
         found: list[CallRecord] = []
         for org in (self.house.org, GLOBAL):
@@ -103,6 +173,44 @@ class Stage:
             found += [r for r in (await self.house.runtime.store.find(query)).records if r.id not in self._known]
         self._known |= {record.id for record in found}
         return found[::-1]
+
+
+def _peer(transport: Any) -> int:
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return int(name[1]) if name else 0
+
+
+def _count(fd: int, request: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0" * 4))[0])
+
+
+def _unsent(sock: socket.socket) -> int:
+    """Bytes that the other side's kernel has not got yet. (Elsewhere than on Linux, loopback hands over at once.)"""
+    return _count(sock.fileno(), termios.TIOCOUTQ) if sys.platform == "linux" else 0
+
+
+def _busy(protocol: Any) -> bool:
+    """Whether a request of a protocol is unanswered, or its handler has not ended."""
+    if isinstance(protocol, Lane):
+        return protocol._busy and (protocol.transport is not None or not _over(protocol._task))
+    return bool(protocol._request_in_progress)
+
+
+def _over(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()
+
+
+def _rest(protocol: Any, streams: list[Any]) -> str:
+    """ "wait", "stream", or "" for one that has something to do. `streams`: requests whose answers stay open."""
+    transport = protocol.transport
+    if _count(transport.get_extra_info("socket").fileno(), termios.FIONREAD) or transport.get_write_buffer_size():
+        return ""
+    if not _busy(protocol):
+        return "" if getattr(protocol, "_messages", ()) else "wait"
+    request = getattr(protocol, "_current_request", None)
+    if any(request is each for each in streams):
+        return "stream"
+    return "wait" if request is not None and request.content._waiter is not None else ""  # in the middle of a body
 
 
 async def _parse(data: bytes) -> list[Reply]:

@@ -364,7 +364,7 @@ async def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(tmp_path: P
     async with scene(tmp_path) as stage:
         reader, writer = await asyncio.open_connection("127.0.0.1", stage.house.server.port)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 writer.write(
                     request(stage.key, b"", length=f"Content-Length: {SIZE}\r\n", headers="Expect: 100-continue\r\n")
                 )

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "read_mail", "arguments": {"id": "1"}}}
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 def compact(value: Any) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -32,16 +34,22 @@ from agenticmail_enterprise.catalog.records import (
     CALLS,
     CHAIN_HEADS,
     KEYS,
+    SESSIONS,
+    TICKETS,
     TOOLS,
     UPSTREAMS,
+    USERS,
     Agent,
     ApiKey,
     AuditEntry,
     CallRecord,
     ChainHead,
     Org,
+    Session,
+    Ticket,
     ToolRecord,
     Upstream,
+    User,
 )
 from agenticmail_enterprise.catalog.store import Insert, Query
 from agenticmail_enterprise.gateway.accounts import Accounts
@@ -52,11 +60,15 @@ from agenticmail_enterprise.gateway.identity import Identity
 from agenticmail_enterprise.gateway.keys import KeySpec
 from agenticmail_enterprise.gateway.metrics import Metrics
 from agenticmail_enterprise.gateway.passwords import Passwords
+from agenticmail_enterprise.gateway.people import totp
+from agenticmail_enterprise.gateway.people.service import People
+from agenticmail_enterprise.gateway.people.tokens import digest, split_refresh
 from agenticmail_enterprise.gateway.registry import Registry
 from agenticmail_enterprise.gateway.settings import Settings
 from agenticmail_enterprise.gateway.tools_registry import pin_of
 from agenticmail_enterprise.gateway.vault import Vault
 
+PASSWORD = examples.PASSWORD
 OWNER = Principal("-", "", "", "init", scopes=("*",))
 
 
@@ -89,12 +101,27 @@ class Answer:
         self.status = response.status
         self.headers = response.headers
         self.body = body
-        self.json: Any = msgspec.json.decode(body) if body else None
+        self.json: Any = (
+            msgspec.json.decode(body) if body and response.content_type.endswith(("/json", "+json")) else None
+        )
 
     @property
     def fields(self) -> dict[str, str]:
         """Faults of a 422: path -> code."""
         return {field["path"]: field["code"] for field in self.json["details"]["fields"]}
+
+
+class Clock:
+    """Time that moves when it is told to."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class Site:
@@ -105,13 +132,20 @@ class Site:
         self.runtime.identity = Identity(store)
         changed = self.runtime.identity.forget
         cheap = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-        self.runtime.accounts = Accounts(store, on_change=changed, passwords=cheap)
+        self.accounts_ = self.runtime.accounts = Accounts(store, on_change=changed, passwords=cheap)
         self.runtime.registry = Registry(store, self.runtime.vault, on_change=changed)
         self.runtime.upstreams = self.refresher = Refresher()
         self.runtime.approvals = ApprovalEngine(store, self.runtime.vault)
+        self.clock, self.ticks = Clock(time.time()), Clock(0.0)
+        self.people = self.runtime.people = People(
+            store, self.runtime.vault, self.accounts_, self.runtime.identity, Settings().auth, passwords=cheap,
+            on_change=changed, clock=self.clock, ticks=self.ticks,
+        )  # fmt: skip
         self.store = store
         self.accounts: Accounts = self.runtime.accounts
         self.admin: Admin = create(self.runtime)
+        self._numbers = itertools.count(1)
+        self.token_of_owner = self.owner_id = ""
         self.org = self.other = self.owner = self.stranger = self.url = ""
         self.session: ClientSession
 
@@ -138,12 +172,78 @@ class Site:
         async with self.session.request(method, self.url + path, data=data, headers=sent, params=query) as response:
             return Answer(response, await response.read())
 
+    async def person(self, role: str = "owner", email: str = "", *, org: str = "", password: str = PASSWORD) -> User:
+        """Somebody with a password."""
+        made: User = await self.accounts.create_user(
+            org or self.org, email or f"{role}-{next(self._numbers)}@acme.test", password, role=role
+        )
+        return made
+
+    async def token(self, user: User) -> str:
+        """An access token of a new session of theirs."""
+        return (await self.signed(user))["token"]
+
+    async def signed(self, user: User) -> dict[str, Any]:
+        """What signing in gave them."""
+        answer = await self.call("POST", "/auth/login", {"email": user.email, "password": PASSWORD}, key="")
+        assert answer.status == 200, answer.json
+        self.ticks.pass_(3600)
+        return answer.json["data"]
+
+    async def as_(self, token: str, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        """A request with an access token."""
+        headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
+        return await self.call(method, path, body, key="", headers=headers, **options)
+
     async def audit(self, org: str = "") -> list[AuditEntry]:
-        return (await self.store.find(Query(AUDIT, "by_org", {"org": org or self.org}, limit=500))).records
+        found = (await self.store.find(Query(AUDIT, "by_org", {"org": org or self.org}, limit=500))).records
+        return [entry for entry in found if entry.id != examples.AUDIT_ID]
+
+    async def timely(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """An example's body with a code and a challenge that are good now, and the second factor that they are for."""
+        user = await self.people.directory.user(self.org, self.owner_id)
+        on = "login" not in name and "setup" not in name and "confirm" not in name
+        on = on or ("second_factor" in name and name not in {"setup_second_factor", "confirm_second_factor"})
+        secret = totp.new_secret()
+        factors = self.people.factors
+        if not await factors.is_on(user):
+            await factors.keep_pending(user, secret)
+            if on:
+                await factors.confirm(user, totp.code_at(secret, totp.step_of(self.clock())))
+                self.clock.pass_(60)
+        body = {**body, "code": totp.code_at(secret, totp.step_of(self.clock()))}
+        if "challenge" in body:
+            body["challenge"] = self.people.sign_in.challenge(user, "password")
+        return body
+
+    async def _furnish_people(self, org: str) -> None:
+        """The owner whose e-mail, password, sessions and links the examples name, and a member."""
+        owner = await self.person("owner", examples.EMAIL, org=org)
+        self.owner_id = owner.id
+        member = User(org=org, id=examples.USER_ID, email="mia@acme.test", name="Mia", role="member")
+        family, secret = split_refresh(examples.REFRESH_TOKEN)
+        now = int(self.clock() * 1000)
+        later = now + 86_400_000
+        await self.store.commit(
+            Insert(USERS, member),
+            Insert(SESSIONS, Session(
+                org=org, id=examples.SESSION_ID, user_id=owner.id, lookup=digest(family), current=digest(secret),
+                expires_at=later, created_at=now, method="password")),
+            Insert(SESSIONS, Session(
+                org=org, id="ses_own", user_id=owner.id, lookup="l", expires_at=later, created_at=now, method="password")),
+            Insert(TICKETS, Ticket(
+                org=org, id="tkt_a", user_id=owner.id, digest=digest(examples.LINK_TOKEN), expires_at=later)),
+            Insert(TICKETS, Ticket(
+                org=org, id="tkt_b", user_id=owner.id, purpose="sign_in", digest=digest(examples.SIGN_IN_TOKEN),
+                expires_at=later)),
+        )  # fmt: skip
+        own = await self.store.get(SESSIONS, org, "ses_own")
+        self.token_of_owner = self.people.sign_in.access_token(own)
 
     async def furnish(self, org: str = "") -> None:
         """Records under the ids that the examples speak of."""
         org = org or self.org
+        await self._furnish_people(org)
         raw = {"name": "send", "description": "Send mail."}
         pin = pin_of(raw)
         await self.store.commit(
@@ -186,6 +286,8 @@ class Site:
             effect="allow", args='{"to":"ana@acme.test"}', outcome="ok", status=200, duration_us=1500, seq=1,
         )  # fmt: skip
         await self.store.append(CALLS, [record])
+        entry = AuditEntry(org=org, id=examples.AUDIT_ID, at=1_795_000_000_000, action="x")
+        await self.store.append(AUDIT, [entry])
 
 
 @pytest.fixture

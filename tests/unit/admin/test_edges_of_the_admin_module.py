@@ -28,7 +28,7 @@ async def raw(site: Any, text: bytes) -> bytes:
     writer.write(text)
     await writer.drain()
     try:
-        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     finally:
         writer.close()
 
@@ -156,7 +156,7 @@ async def test_a_client_that_leaves_does_not_leave_a_change_without_its_entry(
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.05)
     leave.set()
-    for _ in range(100):
+    for _ in range(3000):
         if await site.audit():
             break
         await asyncio.sleep(0.01)
@@ -222,12 +222,12 @@ async def test_no_request_breaks_it(site: Any, data: Any) -> None:
 # -- declarations ------------------------------------------------------------------------------------------------
 def test_declarations_that_contradict_themselves_are_refused_at_import() -> None:
     common: dict[str, Any] = {"tag": "agents", "returns": None, "example": Example()}
-    with pytest.raises(ValueError, match="does not have the scope"):
+    with pytest.raises(ValueError, match="not the first role that has"):
         operation("GET", "/api/x", scope="nonsense", **common)
-    with pytest.raises(ValueError, match="does not have the scope"):
+    with pytest.raises(ValueError, match="not the first role that has"):
         operation("GET", "/api/x", scope="agents:write", role="viewer", **common)
     with pytest.raises(ValueError, match="audit"):
-        operation("POST", "/api/x", scope="agents:write", role="admin", **common)
+        operation("POST", "/api/x", scope="agents:write", role="member", **common)
     with pytest.raises(ValueError, match="twice"):
         Router([OPERATIONS[0], OPERATIONS[0]])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agenticmail_enterprise.catalog.records import CALLS, CallRecord
-from agenticmail_enterprise.gateway.runtime import open_store
+from agenticmail_enterprise.gateway.stores import open_store
 
 from .conftest import Run
 

@@ -66,6 +66,8 @@ def test_versions(cli: Run) -> None:
         (("keys", "create", "--agent", "a", "--scope", "calls:read"), "--agent"),
         (("agents", "profile", "set", "bot"), "--preset"),
         (("upstreams", "correct", "a__b"), "Say what to correct"),
+        (("users", "change", "olga@acme.test"), "--role"),
+        (("users", "create", "olga@acme.test", "--role", "root"), "root"),
         (("explain",), "--agent"),
     ],
 )

@@ -192,7 +192,7 @@ async def test_carried_intents_survive_the_death_of_their_first_home(
     journal.begin(long, ALLOW)
     ended: set[str] = set()
     while journal.spool.current.number < 8:
-        assert await journal.room(5)
+        assert await journal.room(60)
         ended |= some_calls(journal, 10)[0]
         await asyncio.sleep(0)
     await journal.drained()
@@ -235,7 +235,7 @@ async def test_an_adopter_that_dies_leaves_the_rest_to_the_next(
     ended: set[str] = set()
     open_: set[str] = set()
     for _ in range(6):
-        assert await journal.room(5)
+        assert await journal.room(60)
         more = some_calls(journal, 20, open_=2)
         ended |= more[0]
         open_ |= more[1]
@@ -263,17 +263,22 @@ async def test_an_adopter_killed_in_any_batch_is_followed_up(
     ended, open_ = some_calls(journal, 30, open_=30)
     await die(journal)
 
+    hung = asyncio.Event()
+
     class Hang(Wrapper):
         async def append(self, *arguments: Any) -> None:
             if self.appends == at and lost == "before":
-                await asyncio.Event().wait()
+                await self.hang()
             await super().append(*arguments)
             if self.appends == at + 1 and lost == "after":
-                await asyncio.Event().wait()
+                await self.hang()
+
+        async def hang(self) -> None:
+            hung.set()
+            await asyncio.Event().wait()
 
     adopter = await opened(store=Hang(store))
-    for _ in range(200):
-        await asyncio.sleep(0.001)
+    await asyncio.wait_for(hung.wait(), 30)
     await die(adopter)
     before = {record.id for record in await proven(store)}
     assert len(before) == min(60, 16 * (at + (lost == "after")))
@@ -311,7 +316,9 @@ async def test_rows_without_their_guards_are_overwritten(
     split = Split(store, cut, asyncio.CancelledError())
     journal = await opened(store=split, **BIG)
     ended, _ = some_calls(journal, 20)
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(30):
+        while split.cut >= 0 or (await verify(store, "org_a")).beyond < cut:
+            await asyncio.sleep(0.005)
     await die(journal)
     report = await verify(store, "org_a")
     assert (report.head_seq, report.beyond) == (0, cut)

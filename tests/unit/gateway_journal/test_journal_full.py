@@ -49,7 +49,7 @@ async def test_a_full_spool_denies_and_still_takes_every_outcome(opened: Opener,
     for ticket in tickets:
         journal.finish(ticket, "error", error="E" * 5000, flags=("f" * 100,) * 20)
     gate.open_gate.set()
-    assert await journal.room(5)
+    assert await journal.room(60)
     journal.finish(journal.begin(new_call(), ALLOW), "ok")
     assert await journal.stop()
     found = await proven(store)
@@ -75,7 +75,7 @@ async def test_who_waits_for_room_goes_on_when_there_is_some(opened: Opener, sto
     gate = Gate(store)
     journal = await opened(store=gate, max_bytes=2 * SEGMENT)
     tickets = await fill(journal)
-    waiters = [asyncio.create_task(journal.room(5)) for _ in range(20)]
+    waiters = [asyncio.create_task(journal.room(60)) for _ in range(20)]
     await asyncio.sleep(0.05)
     assert not any(waiter.done() for waiter in waiters)
     for ticket in tickets:
@@ -103,7 +103,7 @@ async def test_a_disk_without_room_is_a_full_journal_until_it_has_some(
     for ticket in tickets:
         journal.finish(ticket, "ok")
     monkeypatch.setattr(spool_module, "allocate", room)
-    assert await journal.room(5)
+    assert await journal.room(60)
     gate.open_gate.set()
     await journal.drained()
     assert len(await proven(store)) == len(tickets)
@@ -134,7 +134,7 @@ async def test_a_long_call_does_not_hold_fifty_segments(opened: Opener, store: M
     ticket = journal.begin(long, ALLOW, 77)
     short = 0
     while journal.spool.current.number < 50:
-        if not await journal.room(5):
+        if not await journal.room(60):
             pytest.fail("The long call filled the spool.")
         for _ in range(20):
             journal.finish(journal.begin(new_call(), ALLOW), "ok")
@@ -156,7 +156,7 @@ async def test_many_long_calls_leave_room_for_short_ones(opened: Opener, store: 
     long = [journal.begin(new_call(tool="stream"), ALLOW) for _ in range(80)]
     short = 0
     while journal.spool.current.number < 40:
-        if not await journal.room(5):
+        if not await journal.room(60):
             pytest.fail("The long calls filled the spool.")
         for _ in range(10):
             journal.finish(journal.begin(new_call(), ALLOW), "ok")

@@ -27,9 +27,15 @@ class Disk:
         self.error: OSError | None = None
         monkeypatch.setattr(groupsync, "_sync_files", self._sync)
 
+    async def at_work(self) -> None:
+        """Return when a sync has begun."""
+        async with asyncio.timeout(30):
+            while not self.synced:
+                await asyncio.sleep(0.001)
+
     def _sync(self, segments: list[Segment]) -> None:
         self.synced.append([(segment.number, segment.used) for segment in segments])
-        assert self.free.wait(5)
+        assert self.free.wait(60)
         if self.error:
             raise self.error
 
@@ -72,7 +78,7 @@ async def test_all_who_wait_share_the_next_sync(opened: Opener, disk: Disk) -> N
         order.append(number)
 
     first = asyncio.create_task(call(0))
-    await asyncio.sleep(0.01)
+    await disk.at_work()
     rest = [asyncio.create_task(call(number)) for number in range(1, 40)]
     await asyncio.sleep(0.01)
     assert order == []
@@ -88,7 +94,7 @@ async def test_a_waiter_that_leaves_does_not_stop_the_sync_of_the_others(opened:
     disk.free.clear()
     journal.begin(new_call(), ALLOW)
     waiters = [asyncio.create_task(journal.flushed()) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await disk.at_work()
     waiters[0].cancel()
     await asyncio.sleep(0.01)
     disk.free.set()
@@ -100,7 +106,7 @@ async def test_a_sync_covers_every_segment_that_was_written_to(opened: Opener, s
     gate = Gate(store)
     journal = await opened(sync="group", store=gate)
     while journal.spool.current.number < 4:
-        assert await journal.room(5)
+        assert await journal.room(60)
         for _ in range(10):
             journal.finish(journal.begin(new_call(), ALLOW), "ok")
     await journal.flushed()
@@ -115,10 +121,10 @@ async def test_a_segment_being_synced_is_not_let_go(opened: Opener, store: Memor
     disk.free.clear()
     journal.record(new_call(), ALLOW, "ok")
     waiter = asyncio.create_task(journal.flushed())
-    await asyncio.sleep(0.01)
+    await disk.at_work()
     first = journal.spool.current
     while journal.spool.current.number < 3:
-        assert await journal.room(5)
+        assert await journal.room(60)
         journal.finish(journal.begin(new_call(), ALLOW), "ok")
     await asyncio.sleep(0.05)
     assert first in journal.spool.closed
@@ -157,7 +163,7 @@ async def test_the_name_of_a_segment_is_synced_with_its_first_frames(
     journal = await opened(sync="group")
     names = set()
     for _ in range(1000):
-        assert await journal.room(5)
+        assert await journal.room(60)
         journal.finish(journal.begin(new_call(), ALLOW), "ok")
         await journal.flushed()
         names.add(journal.spool.current.number)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agenticmail_enterprise.gateway.lane import Lanes, learn
 from agenticmail_enterprise.gateway.wire import json_response
+from tests.examples import UNSHRUNK
 
 
 def head(path: str = "/mcp/mail", length: int | str = 2, extra: str = "", start: str = "") -> bytes:
@@ -30,7 +31,7 @@ class Edge:
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
 
-    async def quick(self, request: Any) -> web.StreamResponse:
+    async def quick(self, request: Any, rest: Any = None) -> web.StreamResponse:
         self.asked.append((request.raw_path, request.body))
         try:
             if self.gate is not None:
@@ -63,9 +64,9 @@ async def lanes(body_limit: int = 1000) -> AsyncIterator[tuple[Edge, int, Lanes]
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:
-    got = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    got = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     length = next(int(line.split(b":")[1]) for line in got.lower().split(b"\r\n") if line.startswith(b"content-length"))
-    return await asyncio.wait_for(reader.readexactly(length), 5)
+    return await asyncio.wait_for(reader.readexactly(length), 30)
 
 
 @pytest.mark.parametrize("bad", [
@@ -90,7 +91,7 @@ def test_a_plain_head_is_read() -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, phases=UNSHRUNK)
 def test_however_requests_are_cut_into_pieces_each_is_answered_once_in_order(cuts: list[int]) -> None:
     async def story() -> None:
         async with lanes() as (edge, port, _):
@@ -171,10 +172,10 @@ async def test_stopping_answers_what_is_in_flight_and_closes_what_is_idle() -> N
         while not edge.asked or len(made.open) < 2:
             await asyncio.sleep(0.01)
         made.stop()
-        assert await asyncio.wait_for(idle.read(), 5) == b""
+        assert await asyncio.wait_for(idle.read(), 30) == b""
         edge.gate.set()
         assert await answer(busy) == b'{"lane":true}'
-        assert await asyncio.wait_for(busy.read(), 5) == b""
+        assert await asyncio.wait_for(busy.read(), 30) == b""
         idle_writer.close()
         busy_writer.close()
 
@@ -189,9 +190,9 @@ async def test_half_a_request_and_an_idle_connection_do_not_stay_for_ever() -> N
         await asyncio.sleep(0.05)
         now = asyncio.get_running_loop().time()
         made.sweep(now + 31)
-        assert await asyncio.wait_for(first.read(), 5) == b""
+        assert await asyncio.wait_for(first.read(), 30) == b""
         assert len(made.open) == 1
         made.sweep(now + 61)
-        assert await asyncio.wait_for(second.read(), 5) == b""
+        assert await asyncio.wait_for(second.read(), 30) == b""
         first_writer.close()
         second_writer.close()

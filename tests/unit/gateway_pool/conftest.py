@@ -184,7 +184,7 @@ def kit() -> Any:
     return Kit
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Let the loop run until something is so."""
     end = time.monotonic() + seconds
     while not condition():

@@ -84,7 +84,7 @@ async def test_malformed_heads_end_the_connection(serve: Any, make_pool: Any, ki
     upstream = await serve(script)
     pool = make_pool(upstream)
     with pytest.raises(UpstreamProtocol):
-        await pool.send(*kit.request(), timeout=5)
+        await pool.send(*kit.request(), timeout=30)
     assert pool.stats.open == 0
     await kit.until(lambda: upstream.open == 0)
 
@@ -102,7 +102,7 @@ async def test_malformed_chunks_end_the_stream(serve: Any, make_pool: Any, kit: 
 
     upstream = await serve(script)
     pool = make_pool(upstream, stream_idle=2)
-    answer = await pool.send(*kit.request(), timeout=5)
+    answer = await pool.send(*kit.request(), timeout=30)
     got = b""
     with pytest.raises(UpstreamProtocol):
         async for chunk in answer.stream():
@@ -148,10 +148,10 @@ async def test_bytes_after_a_response_are_nobodys(
 
     upstream = await serve(script)
     pool = make_pool(upstream)
-    answer = await pool.send(*kit.request(), timeout=5)
+    answer = await pool.send(*kit.request(), timeout=30)
     body = await answer.read(1000)
     assert body in {b"good", b"is\r\n", b""}
-    assert (await pool.send(*kit.request(), timeout=5)).body == b"fresh"
+    assert (await pool.send(*kit.request(), timeout=30)).body == b"fresh"
     assert upstream.connections == 2
 
 
@@ -167,9 +167,9 @@ async def test_bytes_on_an_idle_connection_discard_it(serve: Any, make_pool: Any
         await peer.request()
 
     pool = make_pool(await serve(script))
-    assert (await pool.send(*kit.request(), timeout=5)).body == b"one"
+    assert (await pool.send(*kit.request(), timeout=30)).body == b"one"
     await kit.until(lambda: pool.stats.open == 0)
-    assert (await pool.send(*kit.request(), timeout=5)).body == b"two"
+    assert (await pool.send(*kit.request(), timeout=30)).body == b"two"
     assert pool.stats.stale == 1
 
 
@@ -183,7 +183,7 @@ async def test_a_204_that_declares_a_body_costs_its_connection(
     upstream = await serve(kit.answering(head))
     pool = make_pool(upstream)
     for count in (1, 2):
-        assert (await pool.send(*kit.request(), timeout=5)).body == b""
+        assert (await pool.send(*kit.request(), timeout=30)).body == b""
         assert (upstream.connections, pool.stats.open) == (count, 0)
 
 
@@ -201,7 +201,7 @@ async def test_an_answer_cut_short_is_broken(serve: Any, make_pool: Any, kit: An
     upstream = await serve(script)
     pool = make_pool(upstream)
     with pytest.raises(UpstreamBroken, match="whether it acted is unknown"):
-        await pool.send(*kit.request(), timeout=5, replayable=True)
+        await pool.send(*kit.request(), timeout=30, replayable=True)
     assert (upstream.connections, pool.stats.open) == (1, 0)
 
 
@@ -215,7 +215,7 @@ async def test_a_stream_cut_short_is_broken(serve: Any, make_pool: Any, kit: Any
         getattr(peer, ending)()
 
     pool = make_pool(await serve(script))
-    answer = await pool.send(*kit.request(), timeout=5)
+    answer = await pool.send(*kit.request(), timeout=30)
     with pytest.raises(UpstreamBroken):
         await answer.read(10**6)
     assert pool.stats.open == 0
@@ -229,7 +229,7 @@ async def test_a_body_until_close_that_is_reset_is_broken(serve: Any, make_pool:
         peer.reset()
 
     pool = make_pool(await serve(script))
-    answer = await pool.send(*kit.request(), timeout=5)
+    answer = await pool.send(*kit.request(), timeout=30)
     with pytest.raises(UpstreamBroken):
         await answer.read(10**6)
 
@@ -238,7 +238,7 @@ async def test_connection_close_is_honoured(serve: Any, make_pool: Any, kit: Any
     upstream = await serve(kit.answering(kit.ok(b"bye", b"Connection: Keep-Alive, Close")))
     pool = make_pool(upstream)
     for count in (1, 2, 3):
-        assert (await pool.send(*kit.request(), timeout=5)).body == b"bye"
+        assert (await pool.send(*kit.request(), timeout=30)).body == b"bye"
         assert (upstream.connections, pool.stats.open) == (count, 0)
 
 
@@ -251,7 +251,7 @@ async def test_an_answer_before_the_request_was_read_is_taken_and_the_connection
         await asyncio.sleep(0.02)
 
     pool = make_pool(await serve(script))
-    answer = await pool.send(*kit.request(body=b"x" * 20_000_000), timeout=5)
+    answer = await pool.send(*kit.request(body=b"x" * 20_000_000), timeout=30)
     assert (answer.status, answer.body) == (413, b"too large")
     assert pool.stats.open == 0
 
@@ -267,5 +267,5 @@ async def test_an_early_answer_does_not_free_a_connection_that_is_still_sending(
         await peer.request()
 
     pool = make_pool(await serve(script))
-    assert (await pool.send(*kit.request(body=b"x" * 20_000_000), timeout=5)).body == b"early"
+    assert (await pool.send(*kit.request(body=b"x" * 20_000_000), timeout=30)).body == b"early"
     assert pool.stats.open == 0

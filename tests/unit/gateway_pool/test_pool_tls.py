@@ -49,10 +49,10 @@ async def test_calls_over_tls_share_a_connection(
     context.sni_callback = lambda sock, name, ctx: names.append(name)
     pool = make_pool(await serve(script, context), tls=client_context(authority, tmp_path))
     for _ in range(3):
-        assert (await pool.send(*kit.request(), timeout=5)).body == b"ok"
-    answer = await pool.send(*kit.request("GET", b""), timeout=5)
+        assert (await pool.send(*kit.request(), timeout=30)).body == b"ok"
+    answer = await pool.send(*kit.request("GET", b""), timeout=30)
     assert await answer.read(10**7) == big
-    assert (await pool.send(*kit.request(body=big), timeout=5)).body == b"ok"
+    assert (await pool.send(*kit.request(body=big), timeout=30)).body == b"ok"
     assert seen == [("http/1.1", "TLSv1.3")]
     assert names == ["localhost"]
     assert pool.stats.created == 1
@@ -66,11 +66,11 @@ async def test_an_unknown_authority_or_another_name_is_refused(
     tls = client_context(authority, tmp_path) if name == "other.test" else None  # None: the system's authorities
     pool = make_pool(upstream, tls=tls)
     with pytest.raises(UpstreamRefused, match="certificate is not accepted") as refusal:
-        await pool.send(*kit.request(), timeout=5)
+        await pool.send(*kit.request(), timeout=30)
     assert refusal.value.unsent
     assert upstream.requests == []
     unverified = make_pool(upstream, verify_tls=False)
-    assert (await unverified.send(*kit.request(), timeout=5)).body == b"ok"
+    assert (await unverified.send(*kit.request(), timeout=30)).body == b"ok"
 
 
 async def test_the_server_does_not_speak_tls(serve: Any, make_pool: Any, kit: Any) -> None:
@@ -80,7 +80,7 @@ async def test_the_server_does_not_speak_tls(serve: Any, make_pool: Any, kit: An
     upstream = await serve(script)
     pool = make_pool(f"https://localhost:{upstream.port}/")
     with pytest.raises(UpstreamRefused, match="cannot be connected to"):
-        await pool.send(*kit.request(), timeout=5)
+        await pool.send(*kit.request(), timeout=30)
 
 
 async def test_a_handshake_that_hangs_ends_at_the_connect_timeout(serve: Any, make_pool: Any, kit: Any) -> None:
@@ -90,7 +90,7 @@ async def test_a_handshake_that_hangs_ends_at_the_connect_timeout(serve: Any, ma
     upstream = await serve(script)
     pool = make_pool(f"https://localhost:{upstream.port}/", connect_timeout=0.05)
     with pytest.raises(UpstreamRefused, match="did not accept"):
-        await pool.send(*kit.request(), timeout=5)
+        await pool.send(*kit.request(), timeout=30)
     assert pool.stats.open == 0
     await kit.until(lambda: upstream.open == 0)
 
@@ -109,7 +109,7 @@ async def test_a_post_that_crossed_the_close_is_sent_again_over_tls_too(
             await peer.send(kit.ok())
 
     pool = make_pool(await serve(script, server_context(authority)), tls=client_context(authority, tmp_path))
-    await pool.send(*kit.request(), timeout=5)
+    await pool.send(*kit.request(), timeout=30)
     await asyncio.sleep(0.01)  # session tickets have come
     conn = pool._idle[-1]
     server = socket.socket(fileno=socket.dup(peers[0].writer.get_extra_info("socket").fileno()))
@@ -118,7 +118,7 @@ async def test_a_post_that_crossed_the_close_is_sent_again_over_tls_too(
     assert pool.stats.idle == 1
     conn.idle_since = pool.clock() + 60  # nobody looks before using it
     server.close()
-    assert (await pool.send(*kit.request(), timeout=5)).body == b"ok"
+    assert (await pool.send(*kit.request(), timeout=30)).body == b"ok"
     assert (len(got), pool.stats.resent) == (2, 1)
 
 
@@ -136,12 +136,12 @@ async def test_a_post_that_reached_the_servers_machine_is_not_sent_again_over_tl
             await peer.send(kit.ok())
 
     pool = make_pool(await serve(script, server_context(authority)), tls=client_context(authority, tmp_path))
-    await pool.send(*kit.request(), timeout=5)
+    await pool.send(*kit.request(), timeout=30)
     await asyncio.sleep(0.01)
     server = socket.socket(fileno=socket.dup(peers[0].writer.get_extra_info("socket").fileno()))
     peers[0].writer.transport.abort()
     await asyncio.sleep(0.005)
-    call = asyncio.ensure_future(pool.send(*kit.request(), timeout=5))
+    call = asyncio.ensure_future(pool.send(*kit.request(), timeout=30))
     await asyncio.sleep(0.02)
     server.close()
     with pytest.raises(UpstreamBroken):
@@ -162,9 +162,9 @@ async def test_a_post_that_was_read_is_not_sent_again_over_tls(
             await peer.send(kit.ok())
 
     pool = make_pool(await serve(script, server_context(authority)), tls=client_context(authority, tmp_path))
-    await pool.send(*kit.request(), timeout=5)
+    await pool.send(*kit.request(), timeout=30)
     with pytest.raises(UpstreamBroken):
-        await pool.send(*kit.request(), timeout=5)
+        await pool.send(*kit.request(), timeout=30)
     assert len(got) == 2
 
 
@@ -176,7 +176,7 @@ async def test_a_caller_that_leaves_during_the_handshake_leaves_nothing(
 
     upstream = await serve(script)
     pool = make_pool(f"https://localhost:{upstream.port}/")
-    call = asyncio.ensure_future(pool.send(*kit.request(), timeout=5))
+    call = asyncio.ensure_future(pool.send(*kit.request(), timeout=30))
     await kit.until(lambda: upstream.open == 1)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

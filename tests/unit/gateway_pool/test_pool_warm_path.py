@@ -21,7 +21,7 @@ async def test_an_answer_keeps_status_reason_headers_and_bytes(serve: Any, make_
             )
         )
     )
-    answer = await make_pool(upstream).send(*kit.request(), timeout=5)
+    answer = await make_pool(upstream).send(*kit.request(), timeout=30)
     assert (answer.status, answer.reason, answer.body) == (418, b"I'm a teapot", body)
     assert answer.headers == [
         (b"Content-Length", str(len(body)).encode()), (b"X-Case", b"One"), (b"x-case", b"two"),
@@ -47,7 +47,7 @@ async def test_one_connection_serves_one_call_after_another(serve: Any, make_poo
     upstream = await serve(kit.answering(kit.ok()))
     pool = make_pool(upstream)
     for _ in range(50):
-        assert (await pool.send(*kit.request(), timeout=5)).body == b"ok"
+        assert (await pool.send(*kit.request(), timeout=30)).body == b"ok"
     stats = pool.stats
     assert (upstream.connections, stats.created, stats.reused, stats.open, stats.idle) == (1, 1, 49, 1, 1)
 
@@ -55,7 +55,7 @@ async def test_one_connection_serves_one_call_after_another(serve: Any, make_poo
 async def test_warm_a_call_suspends_once_and_sets_no_timer(serve: Any, make_pool: Any, kit: Any) -> None:
     upstream = await serve(kit.answering(kit.ok()))
     pool = make_pool(upstream)
-    await pool.send(*kit.request(), timeout=5)
+    await pool.send(*kit.request(), timeout=30)
     loop = asyncio.get_running_loop()
     timers = []
     call = pool.send(*kit.request(), timeout=4.9)  # a deadline after the timer that is set already
@@ -85,7 +85,7 @@ async def test_no_second_request_is_written_before_the_answer(serve: Any, make_p
             await peer.send(kit.ok())
 
     pool = make_pool(await serve(script), max_connections=1)
-    answers = await asyncio.gather(*[pool.send(*kit.request(), timeout=5) for _ in range(8)])
+    answers = await asyncio.gather(*[pool.send(*kit.request(), timeout=30) for _ in range(8)])
     assert [answer.body for answer in answers] == [b"ok"] * 8
     assert early == [b""] * 8
 
@@ -95,12 +95,12 @@ async def test_bodies_at_the_limit_come_whole_and_larger_ones_are_streamed(
 ) -> None:
     at, over = b"a" * MAX_BUFFERED, b"b" * 1_000_000
     pool = make_pool(await serve(kit.answering(kit.ok(at), kit.ok(over), kit.ok(b""))))
-    assert (await pool.send(*kit.request(), timeout=5)).body == at
-    answer = await pool.send(*kit.request(), timeout=5)
+    assert (await pool.send(*kit.request(), timeout=30)).body == at
+    answer = await pool.send(*kit.request(), timeout=30)
     assert answer.body is None
     assert await answer.read(10**7) == over
     answer.close()
-    assert (await pool.send(*kit.request(), timeout=5)).body == b""
+    assert (await pool.send(*kit.request(), timeout=30)).body == b""
     assert pool.stats.created == 1
 
 
@@ -116,7 +116,7 @@ async def test_a_chunked_answer_is_streamed_without_its_framing(serve: Any, make
 
     pool = make_pool(await serve(script))
     for _ in range(3):
-        answer = await pool.send(*kit.request(), timeout=5)
+        answer = await pool.send(*kit.request(), timeout=30)
         assert answer.body is None
         assert answer.content_type == "text/event-stream"
         assert answer.content_length is None
@@ -128,7 +128,7 @@ async def test_a_chunked_answer_is_streamed_without_its_framing(serve: Any, make
 async def test_events_are_streamed_even_when_all_of_them_are_there(serve: Any, make_pool: Any, kit: Any) -> None:
     pool = make_pool(await serve(kit.answering(kit.ok(b"data: 1\n\n", b"Content-Type: text/event-stream"))))
     for _ in range(3):
-        answer = await pool.send(*kit.request(), timeout=5)
+        answer = await pool.send(*kit.request(), timeout=30)
         assert answer.body is None
         assert b"".join([chunk async for chunk in answer.stream()]) == b"data: 1\n\n"
     assert pool.stats.created == 1
@@ -140,7 +140,7 @@ async def test_a_chunked_json_answer_that_is_there_already_comes_whole(serve: An
     )
     pool = make_pool(await serve(kit.answering(data)))
     for _ in range(3):
-        answer = await pool.send(*kit.request(), timeout=5)
+        answer = await pool.send(*kit.request(), timeout=30)
         assert answer.body == b"{}"
         assert [chunk async for chunk in answer.stream()] == [b"{}"]
     assert pool.stats.created == 1
@@ -156,7 +156,7 @@ async def test_asked_to_stream_it_answers_at_the_head(serve: Any, make_pool: Any
             await peer.send(b"cd")
 
     pool = make_pool(await serve(script))
-    answer = await pool.send(*kit.request(), timeout=5, stream=True)
+    answer = await pool.send(*kit.request(), timeout=30, stream=True)
     assert answer.body is None
     assert answer.content_length == 4
     rest.set()
@@ -174,7 +174,7 @@ async def test_an_answer_in_single_bytes_is_the_same_answer(serve: Any, make_poo
 
     pool = make_pool(await serve(script))
     for _ in range(3):
-        answer = await pool.send(*kit.request(), timeout=5)
+        answer = await pool.send(*kit.request(), timeout=30)
         assert (answer.body, answer.reason, answer.headers[1]) == (b"slowly", b"OK", (b"X-A", b"b"))
     assert pool.stats.created == 1
 
@@ -192,9 +192,9 @@ async def test_interim_answers_are_skipped(serve: Any, make_pool: Any, kit: Any)
             await peer.send(kit.ok(b"two", b"X-Final: yes"))
 
     pool = make_pool(await serve(script))
-    one = await pool.send(*kit.request(), timeout=5)
+    one = await pool.send(*kit.request(), timeout=30)
     assert (one.status, one.body, one.headers) == (200, b"one", [(b"Content-Length", b"3")])
-    two = await pool.send(*kit.request(), timeout=5)
+    two = await pool.send(*kit.request(), timeout=30)
     assert (two.status, two.body, two.header(b"x-final"), two.header(b"link")) == (200, b"two", b"yes", None)
     assert pool.stats.created == 1
 
@@ -214,16 +214,16 @@ async def test_answers_without_a_body(
 ) -> None:
     pool = make_pool(await serve(kit.answering(head)))
     for _ in range(3):
-        answer = await pool.send(*kit.request(method, b""), timeout=5)
+        answer = await pool.send(*kit.request(method, b""), timeout=30)
         assert (answer.status, answer.body) == (status, b"")
-    assert (await pool.send(*kit.request(method, b""), timeout=5)).status == status
+    assert (await pool.send(*kit.request(method, b""), timeout=30)).status == status
 
 
 async def test_http_1_0_is_understood_and_its_connection_closed(serve: Any, make_pool: Any, kit: Any) -> None:
     upstream = await serve(kit.answering(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"))
     pool = make_pool(upstream)
     for count in (1, 2):
-        assert (await pool.send(*kit.request(), timeout=5)).body == b"ok"
+        assert (await pool.send(*kit.request(), timeout=30)).body == b"ok"
         assert (upstream.connections, pool.stats.open) == (count, 0)
 
 
@@ -235,14 +235,14 @@ async def test_a_body_that_ends_with_the_connection(serve: Any, make_pool: Any, 
         await peer.send(b"of it")
 
     pool = make_pool(await serve(script))
-    answer = await pool.send(*kit.request(), timeout=5)
+    answer = await pool.send(*kit.request(), timeout=30)
     assert await answer.read(100) == b"all of it"
     assert pool.stats.open == 0
 
 
 async def test_read_gives_up_beyond_its_limit(serve: Any, make_pool: Any, kit: Any) -> None:
     pool = make_pool(await serve(kit.answering(kit.ok(b"x" * 20_000_000))))
-    answer = await pool.send(*kit.request(), timeout=5)
+    answer = await pool.send(*kit.request(), timeout=30)
     with pytest.raises(UpstreamProtocol):
         await answer.read(200_000)
     assert pool.stats.open == 0
@@ -250,6 +250,6 @@ async def test_read_gives_up_beyond_its_limit(serve: Any, make_pool: Any, kit: A
 
 async def test_redirects_are_answers_and_nothing_more(serve: Any, make_pool: Any, kit: Any) -> None:
     upstream = await serve(kit.answering(kit.ok(b"", b"Location: http://169.254.169.254/", status=b"302 Found")))
-    answer = await make_pool(upstream).send(*kit.request(), timeout=5)
+    answer = await make_pool(upstream).send(*kit.request(), timeout=30)
     assert answer.status == 302
     assert upstream.connections == 1

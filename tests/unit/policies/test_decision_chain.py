@@ -181,12 +181,20 @@ class TestTheWarmPath:
 
     async def test_a_caller_that_leaves_does_not_take_the_others_along(self, kit):
         house = kit.House(profile=MAILER)
-        house.shelf.before = lambda what: asyncio.sleep(0.02)
+        begun, gate = asyncio.Event(), asyncio.Event()
+
+        async def before(what):
+            begun.set()
+            await gate.wait()
+
+        house.shelf.before = before
         first = asyncio.create_task(house.ask())
-        await asyncio.sleep(0.005)
+        await begun.wait()
         second = asyncio.create_task(house.ask())
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0)
         first.cancel()
+        await asyncio.sleep(0)
+        gate.set()
         assert (await second).allowed
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -349,7 +357,7 @@ class TestFaultsDeny:
 
         async def story():
             house = kit.House(
-                kit.guard("mine", hang), profile=change(MAILER), host_options={"guard_timeout": 0.05, "cooldown": 60.0}
+                kit.guard("mine", hang), profile=change(MAILER), host_options={"guard_timeout": 0.5, "cooldown": 60.0}
             )
             await house.host.provision()
             try:

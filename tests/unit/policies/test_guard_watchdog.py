@@ -12,7 +12,9 @@ import uvloop
 
 from agenticmail_enterprise.policies.watchdog import INTERRUPT, GuardTimeout, GuardTripped, Ward, Watchdog
 
-TIMEOUT = 0.04
+TIMEOUT = 0.25
+EDGE = 0.005
+"""A limit for calls that take about as long."""
 
 AFTERWARDS = """
 import sys, threading, time
@@ -182,7 +184,7 @@ class TestRaces:
         """Calls that run for about as long as it takes to be condemned. Anything raised outside a guard fails the test."""
         hit = 0
         for turn in range(rounds):
-            until = time.monotonic() + TIMEOUT / 8 * (1.0 + turn % 7 * 0.1)
+            until = time.monotonic() + EDGE * (1.0 + turn % 7 * 0.1)
 
             def busy(call, until=until):
                 while time.monotonic() < until:
@@ -197,7 +199,7 @@ class TestRaces:
         return hit
 
     def test_on_the_main_thread(self):
-        watchdog = Watchdog(TIMEOUT / 8, cooldown=0.0)
+        watchdog = Watchdog(EDGE, cooldown=0.0)
         watchdog.start()
         try:
             hit = self.edge(watchdog, 60)
@@ -210,7 +212,7 @@ class TestRaces:
         outcome = []
 
         def work():
-            watchdog = Watchdog(TIMEOUT / 8, cooldown=0.0)
+            watchdog = Watchdog(EDGE, cooldown=0.0)
             watchdog.start()
             try:
                 outcome.append(self.edge(watchdog, 60))

@@ -57,7 +57,7 @@ class Client:
         await self.session.send(msgspec.json.encode(message))
 
     async def answer(self, request_id: int) -> dict[str, Any]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 for message in self.heard:
                     if message.get("id") == request_id and "result" in message:
@@ -66,7 +66,7 @@ class Client:
                 await self.news.wait()
 
     async def ended(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.over.wait()
         return self.reasons[0]
 
@@ -123,7 +123,7 @@ def is_running() -> Callable[[int], bool]:
 def dies() -> Callable[[int], Any]:
     """Wait until a process is gone."""
 
-    async def wait(pid: int, seconds: float = 10) -> None:
+    async def wait(pid: int, seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
             while running(pid):
                 await asyncio.sleep(0.02)

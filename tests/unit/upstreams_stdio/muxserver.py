@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 
-HABITS = set(sys.argv[1:])
 LOCK = threading.Lock()
 CANCELLED = []
 ANSWERS = {}
@@ -21,25 +20,6 @@ def say(message):
 
 def error(request, code, message, data=None):
     say({"id": request["id"], "error": {"code": code, "message": message, "data": data}})
-
-
-def discover(request):
-    if "handshake only" in HABITS:
-        error(request, -32601, "Method not found")
-    elif "dies at discover" in HABITS:
-        os._exit(1)
-    elif "deaf to discover" not in HABITS:
-        say({"id": request["id"], "result": {"supportedVersions": ["2026-07-28"], "resultType": "complete"}})
-
-
-def initialize(request):
-    if "never ready" in HABITS:
-        return
-    if "modern only" in HABITS:
-        error(request, -32022, "Unsupported", {"supported": ["2026-07-28"]})
-        return
-    version = request["params"]["protocolVersion"]
-    say({"id": request["id"], "result": {"protocolVersion": version, "capabilities": {}, "serverInfo": {"name": "m"}}})
 
 
 def later(request, params):
@@ -69,10 +49,6 @@ def serve(request):
     method, params = request.get("method"), request.get("params") or {}
     if method is None:
         ANSWERS[request["id"]] = request.get("result", request.get("error"))
-    elif method == "server/discover":
-        discover(request)
-    elif method == "initialize":
-        initialize(request)
     elif method == "notifications/cancelled":
         CANCELLED.append(params["requestId"])
     elif method == "notifications/hello":

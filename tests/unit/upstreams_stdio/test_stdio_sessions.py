@@ -150,7 +150,7 @@ async def test_a_receiver_that_raises_ends_the_session(house, quick):
     upstream = house.upstream()
     session = await upstream.open_session(broken, over.set_result)
     await session.send(b'{"jsonrpc":"2.0","id":1,"method":"echo"}')
-    assert "ValueError: cannot take it" in await asyncio.wait_for(over, 10)
+    assert "ValueError: cannot take it" in await asyncio.wait_for(over, 60)
 
 
 async def test_a_listener_for_the_end_that_raises_is_counted(house, dies):
@@ -204,7 +204,7 @@ async def test_a_slow_reader_gets_every_message_whole(house):
 # -- the end -------------------------------------------------------------------------------------------------------
 async def test_closing_ends_stdin_first_so_that_a_server_may_end_in_its_own_way(house, zombies):
     client = await house.client(limits=Limits(stop_grace=30))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await client.session.close()
     assert client.reasons == ["closed"]
     assert zombies() == []
@@ -263,5 +263,5 @@ async def test_the_receiver_may_close_the_session_from_within(house):
         lambda line: tasks.append(asyncio.create_task(session.close())), over.set_result
     )
     await session.send(b'{"jsonrpc":"2.0","id":1,"method":"echo"}')
-    assert await asyncio.wait_for(over, 10) == "closed"
+    assert await asyncio.wait_for(over, 60) == "closed"
     await asyncio.gather(*tasks)
