@@ -23,8 +23,11 @@ from .accounts import Accounts
 from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
 from .doors.mcp import McpDoor
+from .doors.openclaw import OpenClawDoor
 from .doors.turnaway import Turnaway
 from .epochs import EpochWatcher
+from .holds import Holds
+from .hookwatch import HookWatch
 from .identity import Identity
 from .journal import Journal
 from .metrics import Gauge, Metrics
@@ -79,6 +82,10 @@ class Runtime:
     mcp: McpDoor
     aggregate: AggregateDoor
     checks: ChecksDoor
+    openclaw: OpenClawDoor
+    hooks: HookWatch
+    holds: Holds | None
+    """The engine of approvals; None: held calls are refused."""
     _opened: list[Any]
 
     @classmethod
@@ -89,6 +96,7 @@ class Runtime:
         self.worker = worker
         self.started = time.time()
         self._opened = []
+        self.holds = None
         try:
             await self._open()
         except BaseException:
@@ -156,6 +164,7 @@ class Runtime:
         self.registry = Registry(self.store, self.vault, on_change=self.changed)
         self.upstreams = Upstreams(self.store, self.registry, self._spawn, self.changed)
         self.accounts = Accounts(self.store, on_change=self.changed)
+        self.hooks = HookWatch(self.store, self.accounts, self.settings.hooks)
         self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
         self.epochs = EpochWatcher(
             self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())
@@ -169,8 +178,11 @@ class Runtime:
         self.aggregate = AggregateDoor(self.mcp)
         self.checks = ChecksDoor(
             self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
-            siblings=self.settings.server.workers > 1,
+            siblings=self.settings.server.workers > 1, holds=lambda: self.holds,
         )  # fmt: skip
+        self.openclaw = OpenClawDoor(
+            self.proxy, self.chain, self.identity, self.upstreams, Turnaway(self.proxy, "openclaw"), limit
+        )
 
     def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
         from .doors.stdio import StdioLive
@@ -221,6 +233,7 @@ class Runtime:
                 ("plugin",),
                 lambda: [((name,), count) for name, count in self.plugins.faults.items()],
             ),
+            *self.hooks.gauges(),
             Gauge("agenticmail_breaker_state", "0 closed, 1 half open, 2 open.", ("upstream",), breakers),
         ]
 

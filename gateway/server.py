@@ -22,6 +22,7 @@ from aiohttp.streams import StreamReader
 
 from ..catalog.errors import BadRequest, EnterpriseError, HostRefused, NotFound, SettingsError, Unauthenticated
 from .doors.jsonrpc import encode
+from .doors.openclaw import OPENCLAW
 from .doors.refusals import http_refusal
 from .doors.turnaway import Turnaway
 from .lane import LaneRequest, Lanes
@@ -88,6 +89,7 @@ class Edge:
             "/mcp": runtime.aggregate.handle,
             "/api/engine/check-permission": runtime.checks.check,
             "/api/engine/tool-calls": runtime.checks.report,
+            "/tools/invoke": runtime.openclaw.handle,
             "/health": self._health,
             "/ready": self._ready,
             "/metrics": self._metrics,
@@ -153,6 +155,8 @@ class Edge:
             return await self._refuse(
                 request, NotFound("There is no such MCP endpoint; paths are exact and lower-case.")
             )
+        if path.startswith(OPENCLAW):
+            return await self.runtime.openclaw.handle(request)
         handler = self.exact.get(path)
         if handler is not None:
             return await handler(request)
@@ -237,7 +241,9 @@ def means_a_hot_door(path: str) -> bool:
     if not path.startswith("/"):  # absolute form
         plain = "/" + plain.partition("://")[2].partition("/")[2]
     plain = "/" + normpath("/" + plain.partition("?")[0].partition("#")[0]).strip("/ \0")
-    return plain.startswith(("/mcp", "/api/engine/check-permission", "/api/engine/tool-calls"))
+    return plain.startswith(
+        ("/mcp", "/api/engine/check-permission", "/api/engine/tool-calls", "/tools/invoke", OPENCLAW)
+    )
 
 
 def _host_name(value: str) -> str:
@@ -326,6 +332,7 @@ class Server:
             try:
                 checks.sweep(time.time())
                 await checks.collect()
+                await self.runtime.hooks.look(time.time())
             except EnterpriseError as error:
                 self.runtime.metrics.fault("sweep")
                 log.debug("sweep_failed", reason=error.message)

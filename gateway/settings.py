@@ -61,6 +61,15 @@ class PolicySettings(_Section, kw_only=True, frozen=True):
     stale_grace: Annotated[float, msgspec.Meta(ge=0)] = 60.0
 
 
+class HookSettings(_Section, kw_only=True, frozen=True):
+    """Hooks in agents' own runtimes (docs/openclaw.md). `heartbeat`: how often one says that it is there; `silence`:
+    after how long without, while its agent works, the alarm is raised; `on_silence`: what follows. Seconds."""
+
+    heartbeat: Annotated[float, msgspec.Meta(ge=1, le=300)] = 15.0
+    silence: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 60.0
+    on_silence: Literal["pause", "alarm"] = "pause"
+
+
 class LogSettings(_Section, kw_only=True, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -77,4 +86,5 @@ class Settings(_Section, kw_only=True, frozen=True):
     journal: JournalSettings = JournalSettings()
     plugins: PluginSettings = PluginSettings()
     policy: PolicySettings = PolicySettings()
+    hooks: HookSettings = HookSettings()
     log: LogSettings = LogSettings()

@@ -2,6 +2,7 @@
 
 * `agents`: agents and their permission profiles. `keys`: API keys. `upstreams`: servers and their tools.
 * `engine`: the catalog, OpenClaw's tool policy, statistics; and the checks door, which the gateway answers itself.
+* `hooks`: hooks in agents' own runtimes: their signs of life, and which are expected.
 * `history`: calls and the audit trail. `meta`: the OpenAPI document.
 
 An operation is an async function under `@operation(...)`. It takes `(ctx)`, then its body, then its query, as far as it
@@ -14,6 +15,6 @@ from __future__ import annotations
 from typing import Final
 
 from ..operation import Operation, operations_of
-from . import agents, engine, history, keys, meta, upstreams
+from . import agents, engine, history, hooks, keys, meta, upstreams
 
-OPERATIONS: Final[tuple[Operation, ...]] = operations_of(agents, keys, upstreams, engine, history, meta)
+OPERATIONS: Final[tuple[Operation, ...]] = operations_of(agents, keys, upstreams, engine, hooks, history, meta)
