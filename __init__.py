@@ -20,9 +20,11 @@ _EXPORTS = {
     "generate_openclaw_tool_policy": "policies.toolpolicy",
     "PermissionEngine": "policies.permissions",
     "CircuitBreaker": "policies.resilience",
+    "create_enterprise_hook": "adapters.enterprise_hook",
 }
 
 if TYPE_CHECKING:
+    from .adapters.enterprise_hook import create_enterprise_hook
     from .catalog.presets import PRESET_PROFILES
     from .catalog.profiles import Profile
     from .catalog.skills import BUILTIN_SKILLS, get_tools_by_skill
@@ -39,6 +41,7 @@ __all__ = [
     "PermissionEngine",
     "Profile",
     "__version__",
+    "create_enterprise_hook",
     "generate_openclaw_tool_policy",
     "get_tools_by_skill",
 ]

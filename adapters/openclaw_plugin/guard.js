@@ -42,7 +42,7 @@ export class Guard {
     const params = event.params ?? {};
     if (typeof tool !== "string" || !tool) return refused("the call has no tool name");
     const id = callId(event, ctx);
-    if (this.#servedByGateway(tool)) {
+    if (this.#servedByGateway(tool, params)) {
       this.#remember(id, { ended: true });
       return undefined;
     }
@@ -83,7 +83,7 @@ export class Guard {
     if (known?.ended) return;
     if (!known) {
       // A call that failed may have failed before anybody could be asked: only what ran counts.
-      if (event.error || blockedByHost(event) || this.#servedByGateway(event.toolName)) return;
+      if (event.error || blockedByHost(event) || this.#servedByGateway(event.toolName, event.params)) return;
       this.#count(key).unchecked += 1;
       this.logger.warn?.(`agenticmail-enterprise: ${event.toolName} ended without having been checked`);
       return;
@@ -185,8 +185,10 @@ export class Guard {
   }
 
   /** Tools of MCP servers that are this very gateway are judged there, call by call. */
-  #servedByGateway(tool) {
-    return this.gatewayServers.some((name) => String(tool).startsWith(`${name}__`));
+  #servedByGateway(tool, params) {
+    const id = tool === "tool_call" && typeof params?.id === "string" ? params.id.trim() : "";
+    const inner = id.startsWith("mcp:") ? id.split(":").slice(2).join(":") : id;
+    return this.gatewayServers.some((name) => (inner || String(tool)).startsWith(`${name}__`));
   }
 }
 

@@ -118,7 +118,7 @@ class OpenClawDoor:
         match = NAMED.fullmatch(path)
         if match is None and path != INVOKE:
             raise NotFound("There is no such endpoint; paths are exact and lower-case.")
-        found = self._upstreams.others(org, KIND)
+        found: list[Live] = self._upstreams.others(org, KIND)
         if match is not None:
             found = [live for live in found if live.name == match[1]]
         elif len(found) > 1:
