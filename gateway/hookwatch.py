@@ -157,25 +157,28 @@ class HookWatch:
         self.states = states
 
     async def _overdue(self, record: HookPresence) -> None:
-        if not await self._worked(record):
+        worked = await self._worked(record)
+        if not worked:
             return
         paused = await self._pause(record)
         claimed = msgspec.structs.replace(record)
         claimed.state, claimed.alarm = "silent", "silent"
-        claimed.alarm_at = claimed.updated_at = int(self._clock() * 1000)
+        claimed.updated_at = int(self._clock() * 1000)
+        claimed.alarm_at = max(claimed.updated_at, worked)  # workers' clocks differ: what was told is told
         try:
             stored: HookPresence = (await self._store.commit(Replace(HOOKS, claimed)))[0]
         except Stale:
             return  # another worker was first and told everybody, or the hook is back
         await self._report(stored, "silent", 1, paused)
 
-    async def _worked(self, record: HookPresence) -> bool:
-        """Whether the agent's calls passed a door after its hook should have been heard of again."""
+    async def _worked(self, record: HookPresence) -> int:
+        """When (ms) the agent's newest call passed a door after its hook should have been heard of again; 0: none."""
         silence = int(self._settings.silence * 1000)
         after = max(record.seen_at + silence, int(self._since * 1000) + silence, record.alarm_at) * 1000
         query = Query(CALLS, "by_agent", {"org": record.org, "agent": record.id}, limit=RECENT, descending=True)
         newest: list[CallRecord] = (await self._store.find(query)).records
-        return any(call.at > after and call.door != OWN_DOOR and call.code != "AGENT_SUSPENDED" for call in newest)
+        passed = [call.at for call in newest if call.door != OWN_DOOR and call.code != "AGENT_SUSPENDED"]
+        return max((at for at in passed if at > after), default=-1000) // 1000 + 1
 
     # -- the alarm -------------------------------------------------------------------------------------------------
     async def _report(self, record: HookPresence, kind: Alarm, count: int, paused: bool) -> None:

@@ -26,6 +26,7 @@ PARK_SECONDS: Final = 600.0
 """How long a call may be parked: what OpenClaw lets a hook take."""
 
 STALE: Final = "The gateway cannot read its policy at the moment and lets nothing pass unchecked; try again later."
+USED: Final = "This approval has been used already."
 EXPIRED: Final = "Nobody decided in time, so the call was not approved."
 
 
@@ -92,8 +93,8 @@ class Parking:
                 reason = ruling.reason or "Approved."
                 return Ruled(Verdict("allow", rule, "ALLOWED", reason, 0.0, ("approved",)), decided, edited)
         else:
-            said = {"expired": EXPIRED, "approved": "This approval has been used already."}
-            reason = ruling.reason or said.get(ruling.state, "A reviewer rejected this call.")
+            said = {"expired": EXPIRED, "denied": "A reviewer rejected this call."}
+            reason = USED if ruling.state == "approved" else ruling.reason or said[ruling.state]
             verdict = Verdict("deny", rule, "APPROVAL_REQUIRED", reason)
         return Ruled(await self._proxy.refuse(decided, verdict, len(decided.raw), started), decided, edited)
 
