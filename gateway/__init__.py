@@ -9,6 +9,7 @@ Read in this order: `cli/` -> `server` -> `lane` -> `doors/mcp` -> `proxy` -> `p
 * `upstreams`, `mcpclient`: the servers behind the gateway, live; the gateway as their client.
 * `journal`, `spool`, `streams`, `drain`, `chainverify`, `redaction`: the record that survives any crash.
 * `accounts`, `registry`, `tools_registry`, `changes`: what operators manage; `vault`, `passwords`: secrets at rest.
+* `holds`: the port of approvals. `hookwatch`: are the hooks there that should see agents' own tool calls?
 * `epochs`: changes made elsewhere are seen within half a second. `metrics`, `logs`: what operators see.
 * `settings`, `settings_load`, `setup`: configuration. `runtime`: the composition root. `server`, `workers`: processes.
 * `demo/`: the organisation, agent and mail server of `make run`.

@@ -177,8 +177,9 @@ class HookWatch:
         after = max(record.seen_at + silence, int(self._since * 1000) + silence, record.alarm_at) * 1000
         query = Query(CALLS, "by_agent", {"org": record.org, "agent": record.id}, limit=RECENT, descending=True)
         newest: list[CallRecord] = (await self._store.find(query)).records
-        passed = [call.at for call in newest if call.door != OWN_DOOR and call.code != "AGENT_SUSPENDED"]
-        return max((at for at in passed if at > after), default=-1000) // 1000 + 1
+        passed = (call for call in newest if call.door != OWN_DOOR and call.code != "AGENT_SUSPENDED")
+        late = max((call.at for call in passed), default=0)
+        return late // 1000 + 1 if late > after else 0
 
     # -- the alarm -------------------------------------------------------------------------------------------------
     async def _report(self, record: HookPresence, kind: Alarm, count: int, paused: bool) -> None:

@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "agents": ("agents", "agents", "Agents and what they may do."),
     "keys": ("keys", "keys", "API keys: create, list, revoke."),
     "upstreams": ("upstreams", "upstreams", "MCP servers behind the gateway, and their tools."),
+    "openclaw": ("openclaw", "openclaw", "OpenClaw's plugin for this gateway: its folder, and how to load it."),
     "plugins": ("plugins", "plugins", "Installed plugins, and which are active."),
     "calls": ("calls", "calls", "The record of calls."),
     "explain": ("explain", "explain", "Why a call is allowed or denied, and what would allow it."),

@@ -7,6 +7,9 @@
 * `stdio`: the same door in front of a child process.
 * `aggregate`: `/mcp`, all servers an agent may use behind one endpoint, tools named `server__tool`.
 * `checks`: `/api/engine/check-permission` and the outcome report, for tools an agent runs itself.
+  `wrapped`: OpenClaw's wrapped calls by what is inside. `checks_open`, `checks_holds`: decisions that wait for a
+  report, and held calls that wait for an approval.
+* `openclaw`: `/tools/invoke`, OpenClaw's own endpoint behind ours.
 * `refusals`: one place that turns a verdict or an error into what a model can act on.
 
 Rule of the folder: a door reads and writes; `policies.chain` decides, `gateway.proxy` forwards and records.

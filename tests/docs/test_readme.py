@@ -21,7 +21,13 @@ from tests.docs.story import Story
 README = Page.read("README.md")
 BLOCKS = README.blocks()
 MCP_DOORS = {"POST /mcp", "DELETE /mcp", "POST /mcp/{server}", "GET /mcp/{server}", "DELETE /mcp/{server}"}
-HOT = MCP_DOORS | {"GET /health", "GET /ready", "GET /metrics"}
+HOT = MCP_DOORS | {
+    "POST /tools/invoke",
+    "POST /openclaw/{upstream}/tools/invoke",
+    "GET /health",
+    "GET /ready",
+    "GET /metrics",
+}
 """What the edge serves besides the operations."""
 
 ENDPOINT = re.compile(r"(GET|POST|PUT|DELETE) /\S*")
@@ -129,6 +135,7 @@ upstreams disable mail-two
 upstreams enable mail-two
 upstreams correct mail__list_inbox --accept-pin
 upstreams remove mail-two --yes
+openclaw --expect support-bot
 plugins list
 calls list --agent support-bot --effect deny
 version
@@ -202,6 +209,14 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     assert made in {item["id"] for item in ask("GET /api/keys")["data"]}
     ask("GET /api/keys/{id}", id=made)
     ask("DELETE /api/keys/{id}", id=made)
+    assert ask("PUT /api/engine/hooks/{id}", id=agent)["data"]["state"] == "expected"
+    assert agent in {item["agent_id"] for item in ask("GET /api/engine/hooks")["data"]}
+    ask("DELETE /api/engine/hooks/{id}", status=204, id=agent)
+    beat = story.request(
+        "POST", "/api/engine/hooks/heartbeat", {"instance": "tour"}, {"X-API-Key": story.value("AGENT_KEY")}
+    )
+    assert beat[0] == 200, beat
+    toured.add("POST /api/engine/hooks/heartbeat")
     ask("DELETE /api/agents/{id}", status=204, id=agent)
 
     stdio = {"name": "tour", "kind": "mcp_stdio", "command": ["python", "-m", "agenticmail_enterprise.gateway.demo.mailserver",
