@@ -204,6 +204,7 @@ class CheckReport(Record, kw_only=True, omit_defaults=True):
     outcome: Outcome = "unknown"
     error: str = ""
     duration_us: int = 0
+    args_changed: bool = False
 
 
 class HookPresence(Record, kw_only=True, omit_defaults=True):

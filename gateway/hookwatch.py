@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS: Final = 5.0
 """How often overdue hooks are looked for, at most; never rarer than a fourth of `hooks.silence`."""
 
+MAX_REST: Final = 60.0
+"""How long at most until an overdue hook of an agent that does nothing is looked into again, in seconds."""
+
 RECENT: Final = 50
 """Records of an agent that one look reads."""
 
@@ -81,6 +84,7 @@ class HookWatch:
         self._clock = clock
         self._next = 0.0
         self._since = clock()
+        self._resting: dict[tuple[str, str], tuple[int, float, float]] = {}
         self.alarms: Counter[str] = Counter()
         self.states: Counter[str] = Counter()
 
@@ -143,6 +147,7 @@ class HookWatch:
 
     async def _look(self, now: float) -> None:
         states: Counter[str] = Counter()
+        resting: dict[tuple[str, str], tuple[int, float, float]] = {}
         for state in STATES:
             query = Query(HOOKS, "by_state", {"state": state}, limit=MAX_PAGE)
             while True:
@@ -150,21 +155,31 @@ class HookWatch:
                 for record in page.records:
                     states[state] += 1
                     if now - record.seen_at / 1000 > self._settings.silence:
-                        await self._overdue(record)
+                        resting[record.org, record.id] = await self._overdue(record, now)
                 if not page.cursor:
                     break
                 query = msgspec.structs.replace(query, cursor=page.cursor)
-        self.states = states
+        self.states, self._resting = states, resting
 
-    async def _overdue(self, record: HookPresence) -> None:
-        worked = await self._worked(record)
-        if not worked:
-            return
+    async def _overdue(self, record: HookPresence, now: float) -> tuple[int, float, float]:
+        """Look into one overdue hook. (last sign of life, when to look again, pause): agents that rest with their hooks
+        are looked at ever more rarely."""
+        seen_at, until, pause = self._resting.get((record.org, record.id), (0, 0.0, 0.0))
+        if seen_at == record.seen_at and now < until:
+            return seen_at, until, pause
+        late = await self._worked(record)
+        if late:
+            await self._silent(record, late)
+            return record.seen_at, now, 0.0
+        pause = min(MAX_REST, pause * 2 or LOOK_SECONDS) if seen_at == record.seen_at else 0.0
+        return record.seen_at, now + pause, pause
+
+    async def _silent(self, record: HookPresence, late: int) -> None:
         paused = await self._pause(record)
         claimed = msgspec.structs.replace(record)
         claimed.state, claimed.alarm = "silent", "silent"
         claimed.updated_at = int(self._clock() * 1000)
-        claimed.alarm_at = max(claimed.updated_at, worked)  # workers' clocks differ: what was told is told
+        claimed.alarm_at = max(claimed.updated_at, late)  # workers' clocks differ: what was told is told
         try:
             stored: HookPresence = (await self._store.commit(Replace(HOOKS, claimed)))[0]
         except Stale:

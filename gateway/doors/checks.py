@@ -32,6 +32,7 @@ from ...catalog.errors import (
     MethodNotAllowed,
     NotFound,
     Stale,
+    StoreUnavailable,
     ValidationFailed,
 )
 from ...catalog.ids import new_id
@@ -176,7 +177,7 @@ class ChecksDoor:
             return False
         left = CheckReport(
             org=principal.org, id=report.decision_id, agent=principal.agent_id, outcome=report.outcome,
-            error=report.error, duration_us=int(report.duration_ms * 1000),
+            error=report.error, duration_us=int(report.duration_ms * 1000), args_changed=report.args_changed,
         )  # fmt: skip
         try:
             await self._store.commit(Insert(CHECK_REPORTS, left))
@@ -204,7 +205,9 @@ class ChecksDoor:
                 await self._store.commit(Delete(CHECK_REPORTS, left.org, left.id))
             except Stale:
                 continue  # its sender gave up
-            report = Report(left.id, left.outcome, left.error, left.duration_us / 1000)
+            report = Report(
+                left.id, left.outcome, left.error, left.duration_us / 1000, args_changed=left.args_changed
+            )  # fmt: skip
             self._take(left.org, left.agent, report)
 
     async def _body(self, request: web.BaseRequest, noted: dict[bytes, bytes]) -> Any:
@@ -265,7 +268,10 @@ class ChecksDoor:
         """Judge, and write it down."""
         chain = self._proxy.chain
         if inner.carrier:
-            await chain.admit(call.principal)  # Forbidden for an agent that may not work at all
+            try:
+                await chain.admit(call.principal)  # Forbidden for an agent that may not work at all
+            except TimeoutError:
+                raise StoreUnavailable from None
             verdict: Verdict | None = Verdict("allow", "carrier", "ALLOWED", "It only carries other calls.")
         else:
             verdict = chain.decide(call)
@@ -320,13 +326,11 @@ def _examine(principal: Principal, check: Check) -> None:
     """What a type cannot say. Raises ValidationFailed, Forbidden."""
     if not check.tool.isprintable():
         raise ValidationFailed([("/tool", "invalid", "The tool's name has control characters.")])
-    faults = [
-        (f"/{name}", "needs_tool_call_id", f"{name} belongs to a tool_call_id, which is missing.")
-        for name in ("run_id", "session_id", "wait")
-        if getattr(check, name) and not check.tool_call_id
-    ]
-    if faults:
-        raise ValidationFailed(faults)
+    if not check.tool_call_id and (check.run_id or check.session_id or check.wait):
+        raise ValidationFailed([
+            (f"/{name}", "needs_tool_call_id", f"{name} belongs to a tool_call_id, which is missing.")
+            for name in ("run_id", "session_id", "wait") if getattr(check, name)
+        ])  # fmt: skip
     if check.agent_id and check.agent_id not in {principal.agent_id, principal.agent_name}:
         raise Forbidden("This API key is another agent's than the one named in agent_id.")
 

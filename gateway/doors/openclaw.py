@@ -25,6 +25,7 @@ from ...catalog.errors import (
     InvalidJson,
     MethodNotAllowed,
     NotFound,
+    StoreUnavailable,
     UpstreamError,
     ValidationFailed,
 )
@@ -142,7 +143,10 @@ class OpenClawDoor:
     async def _bind(self, principal: Principal, invocation: Invocation) -> None:
         """An agent speaks for its own OpenClaw agent and for no other. Raises Forbidden."""
         key, agent = invocation.session_key, invocation.agent_id
-        subject, _ = await self._chain.subject(principal, invocation.tool)
+        try:
+            subject, _ = await self._chain.subject(principal, invocation.tool)
+        except TimeoutError:
+            raise StoreUnavailable from None
         own = subject.agent.metadata.get(AGENT_METADATA, "") if subject.agent is not None else ""
         if agent and agent != own:
             raise Forbidden(f"This agent may not name the OpenClaw agent {agent!r} (metadata {AGENT_METADATA}).")

@@ -12,6 +12,7 @@ from agenticmail_enterprise.catalog.errors import StoreUnavailable
 from agenticmail_enterprise.catalog.profiles import Profile, ToolRule
 from agenticmail_enterprise.catalog.records import AUDIT, HOOKS, AuditEntry, HookPresence
 from agenticmail_enterprise.catalog.store import Query
+from agenticmail_enterprise.gateway.accounts import AgentSpec
 from agenticmail_enterprise.gateway.hookwatch import HookWatch
 from agenticmail_enterprise.gateway.settings import HookSettings
 from tests.flows.house import House, Outage
@@ -190,6 +191,43 @@ async def test_a_gateway_that_could_not_hear_blames_no_hook(tmp_path: Path) -> N
         assert later.alarms == {}
 
 
+async def test_agents_that_rest_are_looked_at_rarely_and_seen_when_they_work(tmp_path: Path) -> None:
+    async with House(tmp_path) as house, Counting() as upstream:
+        one = await watched(house, upstream)
+        await one.beat()
+        looked: list[str] = []
+        find = one.watch._worked
+
+        async def counting(record: HookPresence) -> int:
+            looked.append(record.id)
+            return await find(record)
+
+        one.watch._worked = counting  # type: ignore[method-assign]
+        await one.look(61)
+        for _ in range(100):
+            await one.look(5)
+        assert 8 <= len(looked) <= 16
+        await one.work()
+        await one.look(60)
+        assert await one.status() == "suspended"
+
+
+async def test_an_agent_that_was_set_active_again_is_watched_again(tmp_path: Path) -> None:
+    async with House(tmp_path) as house, Counting() as upstream:
+        one = await watched(house, upstream)
+        await one.beat()
+        await one.work()
+        await one.look(61)
+        assert await one.status() == "suspended"
+        await house.runtime.accounts.replace_agent(house.org, one.agent, AgentSpec(name="clerk"))
+        await one.look(5)
+        assert await one.status() == "active"  # nothing new happened
+        await house.runtime.epochs.look()
+        assert await one.work()
+        await one.look(60)
+        assert await one.status() == "suspended"
+
+
 async def test_two_workers_raise_one_alarm(tmp_path: Path) -> None:
     async with House(tmp_path) as house, Counting() as upstream:
         one = await watched(house, upstream)
@@ -198,8 +236,8 @@ async def test_two_workers_raise_one_alarm(tmp_path: Path) -> None:
         record = await one.presence()
         assert record is not None
         one.now += 61
-        await one.watch._overdue(record)
-        await one.watch._overdue(record)  # as another worker that read the record before
+        await one.watch._overdue(record, one.now)
+        await one.watch._overdue(record, one.now)  # as another worker that read the record before
         assert one.watch.alarms == {"silent": 1}
 
 
