@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def _openclaw() -> None:
 
 def config(house: House, key: str, **more: Any) -> dict[str, Any]:
     return {"apiUrl": f"http://127.0.0.1:{house.server.port}", "apiKey": key, **more}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def facts(record: CallRecord) -> tuple[str, str, str]:
@@ -130,3 +137,63 @@ async def test_through_the_mcp_url_a_call_is_judged_once(tmp_path: Path) -> None
         assert len(upstream.calls) == 1, model.results()
         records = await house.records(1)
         assert [(record.door, *facts(record)) for record in records] == [("mcp", "mail__read_mail", "allow", "ok")]
+
+
+async def test_in_code_mode_the_program_and_each_of_its_calls_are_judged(tmp_path: Path) -> None:
+    coder = Profile(name="coder", tools=ToolRule(allow=("code_execution", "sessions_list")), max_risk="critical")
+    code = (
+        "const seen = [];"
+        " try { await sessions_list({}); seen.push('it ran'); } catch (error) { seen.push(error.message); }"
+        " try { await agents_list({}); seen.push('it ran'); } catch (error) { seen.push(error.message); }"
+        " return seen;"
+    )
+    async with House(tmp_path) as house:
+        key = await house.agent("coder", coder)
+        async with real.Model([("exec", {"code": code})], "done") as model:
+            claw = real.OpenClaw(tmp_path, model, config(house, key), tools={"codeMode": {"enabled": True}})
+            await claw.turn("go")
+        assert "it ran" in model.results()[0]
+        assert "may not call agents_list" in model.results()[0]
+        records = await house.records(3)
+        assert {facts(record) for record in records} == {
+            ("code_execution", "allow", "ok"),
+            ("sessions_list", "allow", "ok"),
+            ("agents_list", "deny", "denied"),
+        }
+
+
+async def test_its_tools_invoke_is_governed_by_the_gateway_in_front_and_by_the_plugin(tmp_path: Path) -> None:
+    async with House(tmp_path) as house, real.Model("unused") as model:
+        key = await house.agent("clerk", CLERK)
+        port = free_port()
+        claw = real.OpenClaw(
+            tmp_path, model, config(house, key),
+            gateway={"mode": "local", "bind": "loopback", "port": port, "auth": {"mode": "token", "token": "claw-token"}},
+        )  # fmt: skip
+        process = await claw.start("gateway", "run", "--port", str(port))
+        try:
+            await house.upstream(
+                "openclaw", f"http://127.0.0.1:{port}", kind="openclaw", secrets={"Authorization": "Bearer claw-token"}
+            )
+            admin = await house.program("upstreams:read", "upstreams:write")
+            (server,) = (await house.send("GET", "/api/gateway/upstreams", key=admin)).json["data"]
+            async with asyncio.timeout(real.TURN_SECONDS):
+                while True:
+                    probed = await house.send("POST", f"/api/gateway/upstreams/{server['id']}/refresh", key=admin)
+                    if probed.json["data"]["ok"]:
+                        break
+                    assert process.returncode is None, (await process.communicate())[0].decode()[-2000:]
+                    await asyncio.sleep(1)
+            allowed = await house.send("POST", "/tools/invoke", key=key, body={"tool": "sessions_list", "args": {}})
+            assert (allowed.status, allowed.json["ok"]) == (200, True), allowed.body
+            denied = await house.send("POST", "/tools/invoke", key=key, body={"tool": "agents_list", "args": {}})
+            assert (denied.status, denied.json["error"]["code"]) == (403, "TOOL_NOT_GRANTED")
+            # The plugin asked as well, and its question stays open: OpenClaw tells no plugin how such a call ended.
+            records = [(r.door, r.tool, r.effect) for r in await house.records(2)]
+            assert records == [("openclaw", "sessions_list", "allow"), ("openclaw", "agents_list", "deny")]
+            assert len(house.runtime.checks._open) == 1
+        finally:
+            process.terminate()
+            await process.communicate()
+        hooks = (await house.send("GET", "/api/engine/hooks", key=await house.program("agents:read"))).json["data"]
+        assert hooks[0]["state"] == "stopped"
