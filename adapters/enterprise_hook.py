@@ -125,9 +125,8 @@ class EnterpriseHook:
         known = self._cached(question)
         if known is not None:
             return known
-        if tool_call_id or self._approval_wait > 0:
-            tool_call_id = tool_call_id or f"py_{secrets.token_hex(12)}"
-            question |= {"tool_call_id": tool_call_id, "run_id": run_id, "session_id": session_id}
+        tool_call_id = tool_call_id or f"py_{secrets.token_hex(12)}"
+        question |= {"tool_call_id": tool_call_id, "run_id": run_id, "session_id": session_id}
         try:
             answer = self._decided(question)
         except Unanswered as error:
@@ -148,8 +147,7 @@ class EnterpriseHook:
         until = self._clock() + self._approval_wait
         while True:
             left = max(0.0, min(ROUND_SECONDS, until - self._clock()))
-            if "tool_call_id" in question:
-                question["wait"] = left
+            question["wait"] = left
             answer = msgspec.json.decode(self._ask(CHECK, question, self._timeout + left), type=_Data).data
             if not answer.pending or left <= 0:
                 return answer
@@ -189,9 +187,7 @@ class EnterpriseHook:
     def _keep(self, question: dict[str, Any], decision: HookDecision) -> None:
         with self._lock:
             if decision["allowed"]:
-                self._open[question["tool"], decision["tool_call_id"] or decision["decision_id"]] = decision[
-                    "decision_id"
-                ]
+                self._open[question["tool"], decision["tool_call_id"]] = decision["decision_id"]
                 if len(self._open) > MAX_OPEN:
                     self._open.popitem(last=False)
             elif decision["code"] in LASTING and self._cache_seconds > 0:

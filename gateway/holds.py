@@ -27,8 +27,8 @@ class Holds(Protocol):
     """Everything raises StoreError when nobody can say; the call is then refused."""
 
     async def hold(self, call: Call, verdict: Verdict) -> str:
-        """Keep a call until somebody decides; the approval's id. The same call asked for again while it is undecided
-        (agent, tool, canonical arguments) gives the same id."""
+        """Keep a call until somebody decides; the approval's id. The same call (agent, tool, canonical arguments)
+        asked for again while it is undecided, or approved and not claimed yet, gives the same id."""
 
     async def wait(self, org: str, approval_id: str, seconds: float) -> Ruling:
         """The ruling, waited for at most `seconds`; `pending` when there is none by then."""

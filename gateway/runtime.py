@@ -22,6 +22,7 @@ from ..policies.pluginhost import PluginHost
 from .accounts import Accounts
 from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
+from .doors.hooks import HooksDoor
 from .doors.mcp import McpDoor
 from .doors.openclaw import OpenClawDoor
 from .doors.turnaway import Turnaway
@@ -83,6 +84,7 @@ class Runtime:
     aggregate: AggregateDoor
     checks: ChecksDoor
     openclaw: OpenClawDoor
+    heartbeats: HooksDoor
     hooks: HookWatch
     holds: Holds | None
     """The engine of approvals; None: held calls are refused."""
@@ -180,6 +182,9 @@ class Runtime:
             self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
             siblings=self.settings.server.workers > 1, holds=lambda: self.holds,
         )  # fmt: skip
+        self.heartbeats = HooksDoor(
+            self.hooks, self.identity, Turnaway(self.proxy, "checks"), self.settings.hooks.heartbeat
+        )
         self.openclaw = OpenClawDoor(
             self.proxy, self.chain, self.identity, self.upstreams, Turnaway(self.proxy, "openclaw"), limit
         )

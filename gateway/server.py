@@ -89,6 +89,7 @@ class Edge:
             "/mcp": runtime.aggregate.handle,
             "/api/engine/check-permission": runtime.checks.check,
             "/api/engine/tool-calls": runtime.checks.report,
+            "/api/engine/hooks/heartbeat": runtime.heartbeats.handle,
             "/tools/invoke": runtime.openclaw.handle,
             "/health": self._health,
             "/ready": self._ready,

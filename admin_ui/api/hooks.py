@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from ...catalog.errors import BadRequest, Forbidden, NotFound
+from ...catalog.errors import BadRequest, NotFound
 from ...catalog.records import HOOKS, HookPresence, HookState
 from ...catalog.store import Delete
 from ...gateway.hookwatch import Beat
 from ...gateway.scopes import CALL
 from ..examples import AGENT_ID
-from ..operation import NO_AUDIT, Context, Example, Listing, Reply, operation
+from ..operation import Context, Example, Listing, Operation, Reply, operation
 from ..paging import PageQuery, View, listing
 from ..show import Time, moment, moment_or_none
 
@@ -50,21 +52,14 @@ def shown(record: HookPresence) -> HookOut:
     )  # fmt: skip
 
 
-@operation(
-    "POST", "/api/engine/hooks/heartbeat", tag="hooks", scope=CALL, role="owner", body=Beat, returns=BeatOut,
-    audit=NO_AUDIT, errors=(Forbidden,),
+HEARTBEAT: Final = Operation(
+    name="beat_hook", method="POST", path="/api/engine/hooks/heartbeat", tag="hooks", scope=CALL, role="owner",
+    summary="A hook's sign of life.",
+    description="The agent is the one that the key is bound to. Once a hook has been heard of, its silence while the "
+    "agent works is an alarm, and by `hooks.on_silence` pauses the agent.",
+    body=Beat, returns=BeatOut, handler=None, served_by="gateway",
     example=Example(body={"instance": "4f0c2a77", "runtime": "openclaw/2026.9.6", "plugin": "1.0.0", "calls": 12}),
 )  # fmt: skip
-async def beat_hook(ctx: Context, body: Beat) -> Reply:
-    """A hook's sign of life.
-
-    The agent is the one that the key is bound to. Once a hook has been heard of, its silence while the agent works is
-    an alarm, and by `hooks.on_silence` pauses the agent.
-    """
-    if not ctx.principal.agent_id:
-        raise Forbidden("This API key is not an agent's; a hook uses the key of its agent.")
-    record = await ctx.runtime.hooks.beat(ctx.principal, body)
-    return Reply(BeatOut(agent_id=record.id, state=record.state, heartbeat=ctx.runtime.settings.hooks.heartbeat))
 
 
 @operation(

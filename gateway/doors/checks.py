@@ -26,7 +26,6 @@ from ...catalog.errors import (
     BodyTooLarge,
     Conflict,
     EnterpriseError,
-    Forbidden,
     InvalidJson,
     JournalFull,
     MethodNotAllowed,
@@ -54,6 +53,9 @@ MAX_BATCH: Final = 100
 HAND_OVER_SECONDS: Final = 0.1
 HAND_OVER_LOOKS: Final = 20
 DECISION_ID: Final = re.compile(r"dec_[0-9a-f]{32}")
+
+PLAIN: Final = Inner("", {})
+"""Stands for a check that is no hook's: nothing is wrapped."""
 
 ToolName = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
@@ -125,10 +127,10 @@ class ChecksDoor:
             noted, principal = await self._enter(request)
             value = await self._body(request, noted)
             if isinstance(value, dict) and "checks" in value:
-                batch = _convert(value, Batch)
+                batch = convert(value, Batch)
                 answers = [await self._one(request, noted, principal, check, started) for check in batch.checks]
                 return json_response(200, encode({"data": answers, "meta": {"total": len(answers)}}))
-            answer = await self._one(request, noted, principal, _convert(value, Check), started)
+            answer = await self._one(request, noted, principal, convert(value, Check), started)
             return json_response(200, encode({"data": answer}))
         except EnterpriseError as error:
             return await self._turnaway.refuse(request, error, principal, "", started)
@@ -139,7 +141,7 @@ class ChecksDoor:
         principal: Principal | None = None
         try:
             noted, principal = await self._enter(request)
-            report = named(principal, _convert(await self._body(request, noted), Report))
+            report = named(principal, convert(await self._body(request, noted), Report))
             if not self._take(principal.org, principal.agent_id, report) and not await self._hand_over(
                 principal, report
             ):
@@ -225,15 +227,20 @@ class ChecksDoor:
     async def _one(
         self, request: web.BaseRequest, noted: dict[bytes, bytes], principal: Principal, check: Check, started: int
     ) -> dict[str, Any]:
-        _examine(principal, check)
-        inner = unwrap(check.tool, check.args, check.runtime, check.tool_kind)
-        raw = encode(inner.args) if inner.args else b""
+        inner = PLAIN
+        if check.runtime or check.agent_id or check.tool_call_id or check.run_id or check.session_id or check.wait:
+            _examine(principal, check)
+            inner = unwrap(check.tool, check.args, check.runtime, check.tool_kind)
+        if not check.tool.isprintable():
+            raise ValidationFailed([("/tool", "invalid", "The tool's name has control characters.")])
+        tool, args = (check.tool, check.args) if inner is PLAIN else (inner.tool, inner.args)
+        raw = encode(args) if args else b""
         call_id = new_id("call")
         call = Call(
-            principal, inner.tool, raw, id=call_id, at=time.time(), door="checks", ip=request.remote or "",
+            principal, tool, raw, id=call_id, at=time.time(), door="checks", ip=request.remote or "",
             request_id=request_id(noted, call_id), trace_id=trace(noted, call_id)[0],
         )  # fmt: skip
-        call._args = inner.args
+        call._args = args
         if not check.tool_call_id:
             return _answer(call, await self._decide(call, check, inner, started))
         return await self._hooked(call, check, inner, started)
@@ -323,16 +330,14 @@ class ChecksDoor:
 
 
 def _examine(principal: Principal, check: Check) -> None:
-    """What a type cannot say. Raises ValidationFailed, Forbidden."""
-    if not check.tool.isprintable():
-        raise ValidationFailed([("/tool", "invalid", "The tool's name has control characters.")])
+    """What a type cannot say of a hook's check. Raises ValidationFailed."""
     if not check.tool_call_id and (check.run_id or check.session_id or check.wait):
         raise ValidationFailed([
             (f"/{name}", "needs_tool_call_id", f"{name} belongs to a tool_call_id, which is missing.")
             for name in ("run_id", "session_id", "wait") if getattr(check, name)
         ])  # fmt: skip
     if check.agent_id and check.agent_id not in {principal.agent_id, principal.agent_name}:
-        raise Forbidden("This API key is another agent's than the one named in agent_id.")
+        raise ValidationFailed([("/agent_id", "not_the_keys", "This API key is another agent's than the one named.")])
 
 
 def named(principal: Principal, report: Report) -> Report:
@@ -382,7 +387,7 @@ def _answer(
     return answer
 
 
-def _convert(value: Any, kind: type[Any]) -> Any:
+def convert(value: Any, kind: type[Any]) -> Any:
     """A typed body. Raises ValidationFailed with the field's JSON Pointer."""
     try:
         return msgspec.convert(value, kind)

@@ -8,6 +8,8 @@ from agenticmail_enterprise.catalog.calls import Call, Verdict
 from agenticmail_enterprise.catalog.errors import StoreUnavailable
 from agenticmail_enterprise.gateway.holds import Ruling
 
+PENDING = Ruling(state="pending")
+
 
 class Desk:
     """`await next()` gives the next approval's id; `approve`, `reject`, `expire` decide it."""
@@ -29,7 +31,8 @@ class Desk:
         assert verdict.effect == "hold"
         name = (call.principal.org, call.principal.agent_id, call.tool, bytes(call.raw))
         approval = self._same.get(name)
-        if approval is None or approval in self._rulings:
+        used = approval in self.claims
+        if approval is None or used or self._rulings.get(approval, PENDING).state in {"denied", "expired"}:
             approval = self._same[name] = f"apr_{len(self.calls) + 1}"
             self.calls[approval] = call
             self._arrived.put_nowait(approval)
@@ -44,7 +47,7 @@ class Desk:
             async with asyncio.timeout(seconds), self._changed:
                 await self._changed.wait_for(lambda: approval_id in self._rulings)
         except TimeoutError:
-            return self._rulings.get(approval_id, Ruling(state="pending"))
+            return self._rulings.get(approval_id, PENDING)
         return self._rulings[approval_id]
 
     async def claim(self, org: str, approval_id: str) -> bool:

@@ -244,6 +244,17 @@ async def test_an_approval_that_another_worker_used_is_not_used_again(tmp_path: 
         assert (answer["allowed"], "used already" in answer["reason"]) == (False, True)
 
 
+async def test_an_approval_that_came_too_late_is_found_by_the_next_such_call(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        desk = house.runtime.holds = Desk()
+        key = await house.agent("clerk", SHELL)
+        first = await said(house, key, "write", NOTE, wait=0)
+        desk.approve(first["approval_id"])  # its hook has given up
+        later = await said(house, key, "write", NOTE, "call_9", wait=0)
+        assert (later["allowed"], len(desk.calls)) == (True, 1)
+        assert (await said(house, key, "write", NOTE, "call_10", wait=0))["allowed"] is False
+
+
 async def test_an_engine_that_is_away_refuses_and_forgets_nothing(tmp_path: Path) -> None:
     async with House(tmp_path) as house:
         desk = house.runtime.holds = Desk()
@@ -299,4 +310,4 @@ async def test_the_agent_that_is_named_is_the_keys(tmp_path: Path) -> None:
         await house.agent("other", SHELL)
         body = {"tool": "exec", "args": {}}
         assert (await house.send("POST", CHECK, key=key, body={**body, "agent_id": "clerk"})).status == 200
-        assert (await house.send("POST", CHECK, key=key, body={**body, "agent_id": "other"})).status == 403
+        assert (await house.send("POST", CHECK, key=key, body={**body, "agent_id": "other"})).status == 422

@@ -31,7 +31,7 @@ class Watched:
         self.house, self.key, self.agent = house, key, agent
         self.now = time.time() - 3600
         self.watch = HookWatch(house.runtime.store, house.runtime.accounts, settings, lambda: self.now)
-        house.runtime.hooks = self.watch
+        house.runtime.hooks = house.runtime.heartbeats._watch = self.watch
 
     async def beat(self, **more: Any) -> Any:
         answer = await self.house.send("POST", f"{HOOKS_AT}/heartbeat", key=self.key, body={**BEAT, **more})

@@ -46,8 +46,8 @@ PINNED: dict[str, dict[str, int]] = {
         "policies/limits.py": 3, "policies/operators.py": 2, "policies/rules.py": 3,
     },
     "/api/engine/check-permission": {
-        "catalog/calls.py": 4, "catalog/ids.py": 2, "gateway/doors/checks.py": 8, "gateway/doors/headers.py": 3,
-        "gateway/doors/jsonrpc.py": 1, "gateway/journal.py": 2, "gateway/lane.py": 14, "gateway/redaction.py": 2,
+        "catalog/calls.py": 4, "catalog/ids.py": 2, "gateway/doors/checks.py": 8, "gateway/doors/checks_open.py": 2,
+        "gateway/doors/headers.py": 3, "gateway/doors/jsonrpc.py": 1, "gateway/journal.py": 2, "gateway/lane.py": 14, "gateway/redaction.py": 2,
         "gateway/server.py": 1, "gateway/spool.py": 1, "gateway/wire.py": 6, "policies/chain.py": 1, "policies/limits.py": 3,
     },
 }  # fmt: skip

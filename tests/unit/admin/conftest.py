@@ -20,6 +20,7 @@ from agenticmail_enterprise.catalog.records import (
     AUDIT,
     CALLS,
     CHAIN_HEADS,
+    HOOKS,
     KEYS,
     TOOLS,
     UPSTREAMS,
@@ -28,12 +29,14 @@ from agenticmail_enterprise.catalog.records import (
     AuditEntry,
     CallRecord,
     ChainHead,
+    HookPresence,
     Org,
     ToolRecord,
     Upstream,
 )
 from agenticmail_enterprise.catalog.store import Insert, Query
 from agenticmail_enterprise.gateway.accounts import Accounts
+from agenticmail_enterprise.gateway.hookwatch import HookWatch
 from agenticmail_enterprise.gateway.identity import Identity
 from agenticmail_enterprise.gateway.keys import KeySpec
 from agenticmail_enterprise.gateway.metrics import Metrics
@@ -94,6 +97,7 @@ class Site:
         self.runtime.accounts = Accounts(store, on_change=changed, passwords=cheap)
         self.runtime.registry = Registry(store, self.runtime.vault, on_change=changed)
         self.runtime.upstreams = self.refresher = Refresher()
+        self.runtime.hooks = HookWatch(store, self.runtime.accounts, self.runtime.settings.hooks)
         self.store = store
         self.accounts: Accounts = self.runtime.accounts
         self.admin: Admin = create(self.runtime)
@@ -149,6 +153,7 @@ class Site:
                     definition=msgspec.json.encode(raw).decode(),
                 ),
             ),
+            Insert(HOOKS, HookPresence(org=org, id=examples.AGENT_ID, state="alive", seen_at=1_795_000_000_000)),
             Insert(CHAIN_HEADS, ChainHead(org=org, id="calls", seq=1, hash="h")),
         )  # fmt: skip
         record = CallRecord(
