@@ -243,7 +243,8 @@ def understood(body: Any) -> Invocation:
     if not isinstance(args, dict):
         faults.append(("/args", "invalid", "The arguments are an object."))
         args = {}
-    if body.get("dryRun") not in {None, False}:
+    dry = body.get("dryRun")
+    if dry is not None and dry is not False:
         faults.append(("/dryRun", "unsupported", "OpenClaw makes the call all the same; leave dryRun out."))
     if texts["tool"] and texts["name"] and texts["tool"] != texts["name"]:
         faults.append(("/name", "ambiguous", "tool and name differ; give one of them."))
