@@ -135,6 +135,8 @@ upstreams disable mail-two
 upstreams enable mail-two
 upstreams correct mail__list_inbox --accept-pin
 upstreams remove mail-two --yes
+upstreams add openclaw claw http://127.0.0.1:18789 --allow-private --no-refresh
+upstreams remove claw --yes
 openclaw --expect support-bot
 plugins list
 calls list --agent support-bot --effect deny
