@@ -25,6 +25,7 @@ from ..catalog.records import (
 )
 from ..catalog.store import Delete, Entity, Increment, Insert, Query, Record, Replace, Store, Write
 from ..gateway.accounts import Accounts
+from ..gateway.hookwatch import HookWatch
 from ..gateway.metrics import Metrics
 from ..gateway.registry import Registry
 from ..gateway.settings import Settings
@@ -176,3 +177,4 @@ class TrialRuntime:
         self.registry = Registry(self.store, real.vault)
         self.upstreams = _Upstreams()
         self.people = real.people.over(self.store, self.accounts)
+        self.hooks = HookWatch(self.store, self.accounts, real.settings.hooks)

@@ -18,6 +18,7 @@ from ..catalog.errors import BadRequest, EnterpriseError, Forbidden, Preconditio
 from ..catalog.records import Role
 from ..catalog.store import Store
 from ..gateway.accounts import Accounts
+from ..gateway.hookwatch import HookWatch
 from ..gateway.metrics import Metrics
 from ..gateway.people.service import People
 from ..gateway.registry import Registry
@@ -179,6 +180,9 @@ class Runtime(Protocol):
 
     @property
     def identity(self) -> Resolver: ...
+
+    @property
+    def hooks(self) -> HookWatch: ...
 
     @property
     def metrics(self) -> Metrics: ...

@@ -20,12 +20,16 @@ from ..policies.pluginhost import PluginHost
 from .accounts import Accounts
 from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
+from .doors.hooks import HooksDoor
 from .doors.mcp import McpDoor
+from .doors.openclaw import OpenClawDoor
 from .doors.siblings import Siblings
 from .doors.stdio import StdioLive
 from .doors.stdio_siblings import stdio_handlers
 from .doors.turnaway import Turnaway
 from .epochs import EpochWatcher
+from .holds import Holds
+from .hookwatch import HookWatch
 from .identity import Identity
 from .journal import Journal
 from .metrics import Family, Gauge, Metrics
@@ -62,6 +66,11 @@ class Runtime:
     mcp: McpDoor
     aggregate: AggregateDoor
     checks: ChecksDoor
+    openclaw: OpenClawDoor
+    heartbeats: HooksDoor
+    hooks: HookWatch
+    holds: Holds | None
+    """The engine of approvals; None: held calls are refused."""
     _opened: list[Any]
 
     @classmethod
@@ -75,6 +84,7 @@ class Runtime:
         self.worker = worker
         self.started = time.time()
         self._opened = []
+        self.holds = None
         try:
             await self._open()
             if shared is not None:
@@ -152,6 +162,7 @@ class Runtime:
             self.store, self.vault, self.accounts, self.identity, settings.auth, workers=settings.server.workers,
             on_change=self.changed,
         )  # fmt: skip
+        self.hooks = HookWatch(self.store, self.accounts, self.settings.hooks)
         self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
         self.epochs = EpochWatcher(
             self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())
@@ -165,8 +176,14 @@ class Runtime:
         self.aggregate = AggregateDoor(self.mcp, self.siblings)
         self.checks = ChecksDoor(
             self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
-            siblings=self.settings.server.workers > 1,
+            siblings=self.settings.server.workers > 1, holds=lambda: self.holds,
         )  # fmt: skip
+        self.heartbeats = HooksDoor(
+            self.hooks, self.identity, Turnaway(self.proxy, "checks"), self.settings.hooks.heartbeat
+        )
+        self.openclaw = OpenClawDoor(
+            self.proxy, self.chain, self.identity, self.upstreams, Turnaway(self.proxy, "openclaw"), limit
+        )
 
     def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
         return StdioLive(record, secrets, adapter("upstreams.mux"), self.siblings)
@@ -222,6 +239,7 @@ class Runtime:
                 lambda: [((), retries())],
                 counts=True,
             ),
+            *self.hooks.gauges(),
         ]  # fmt: skip
 
     async def _share(self, folder: Path) -> None:

@@ -3,6 +3,7 @@
 * `agents`: agents and their permission profiles. `keys`: API keys. `upstreams`: servers and their tools.
 * `engine`: the catalog, OpenClaw's tool policy, statistics; and the checks door, which the gateway answers itself.
 * `auth`: signing in and out, passwords. `security`: one's own second factor and sign-ins. `users`: people.
+* `hooks`: hooks in agents' own runtimes: their signs of life, and which are expected.
 * `company`: the organisation's settings, and how much there is of everything.
 * `history`: calls. `audit_log`: who changed what, and who was refused. `meta`: the OpenAPI document.
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..operation import Operation, operations_of
-from . import agents, audit_log, auth, company, engine, history, keys, meta, security, upstreams, users
+from . import agents, audit_log, auth, company, engine, history, hooks, keys, meta, security, upstreams, users
 
 OPERATIONS: Final[tuple[Operation, ...]] = operations_of(
-    agents, keys, upstreams, engine, auth, security, users, company, history, audit_log, meta
+    agents, keys, upstreams, engine, hooks, auth, security, users, company, history, audit_log, meta
 )

@@ -163,7 +163,11 @@ class Pair(RuleBasedStateMachine):
 
 
 Pair.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
     phases=UNSHRUNK,
 )
 TestMemoryAndSqlite = Pair.TestCase

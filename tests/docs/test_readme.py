@@ -23,7 +23,13 @@ from tests.docs.story import Story
 README = Page.read("README.md")
 BLOCKS = README.blocks()
 MCP_DOORS = {f"{method} /mcp{server}" for method in ("GET", "POST", "DELETE") for server in ("", "/{server}")}
-HOT = MCP_DOORS | {"GET /health", "GET /ready", "GET /metrics"}
+HOT = MCP_DOORS | {
+    "POST /tools/invoke",
+    "POST /openclaw/{upstream}/tools/invoke",
+    "GET /health",
+    "GET /ready",
+    "GET /metrics",
+}
 """What the edge serves besides the operations."""
 
 ENDPOINT = re.compile(r"(GET|POST|PUT|PATCH|DELETE) /\S*")
@@ -139,6 +145,9 @@ users change spare@acme.test --role viewer
 users link spare@acme.test --reset
 users disable-second-factor spare@acme.test --yes
 users delete spare@acme.test --yes
+upstreams add openclaw claw http://127.0.0.1:18789 --allow-private --no-refresh
+upstreams remove claw --yes
+openclaw --expect support-bot
 plugins list
 calls list --agent support-bot --effect deny
 version
@@ -221,6 +230,14 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     assert made in {item["id"] for item in ask("GET /api/keys")["data"]}
     ask("GET /api/keys/{id}", id=made)
     ask("DELETE /api/keys/{id}", id=made)
+    assert ask("PUT /api/engine/hooks/{id}", id=agent)["data"]["state"] == "expected"
+    assert agent in {item["agent_id"] for item in ask("GET /api/engine/hooks")["data"]}
+    ask("DELETE /api/engine/hooks/{id}", status=204, id=agent)
+    beat = story.request(
+        "POST", "/api/engine/hooks/heartbeat", {"instance": "tour"}, {"X-API-Key": story.value("AGENT_KEY")}
+    )
+    assert beat[0] == 200, beat
+    toured.add("POST /api/engine/hooks/heartbeat")
     ask("DELETE /api/agents/{id}", status=204, id=agent)
 
     stdio = {"name": "tour", "kind": "mcp_stdio", "command": ["python", "-m", "agenticmail_enterprise.gateway.demo.mailserver",
