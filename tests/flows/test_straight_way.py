@@ -337,7 +337,9 @@ async def story(
 
 
 # -- what upstreams do -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("do", ["chunked", "unframed", "continue", "extra", "blank", "other", "longer", "twice", "pieces"])
+@pytest.mark.parametrize(
+    "do", ["chunked", "unframed", "continue", "extra", "blank", "other", "longer", "twice", "pieces"]
+)
 async def test_an_answer_in_another_framing_is_the_answer_to_its_own_call(
     tmp_path: Path, ways: list[bool], do: str
 ) -> None:
@@ -379,9 +381,9 @@ async def test_an_event_stream_and_a_server_s_error_pass(tmp_path: Path, ways: l
             assert (reply.status, reply.body) == (500, answer_to(number))
         records = [await told.record(10, "events"), await told.record(11, "events")]
         assert [(record.outcome, record.status) for record in records] == [("ok", 200)] * 2
-        assert {((await told.record(n, "fails")).outcome, (await told.record(n, "fails")).status) for n in (12, 13)} == {
-            ("error", 500)
-        }
+        assert {
+            ((await told.record(n, "fails")).outcome, (await told.record(n, "fails")).status) for n in (12, 13)
+        } == {("error", 500)}
         assert (await client.straight(15)).body == answer_to(15)
 
 
@@ -477,7 +479,9 @@ async def test_the_next_request_in_pieces_and_another_kind_in_between(tmp_path: 
         client.send(10, "hang")
         await until(lambda: 10 in told.stage.seen)
         assert ways[-1]
-        whole = request(told.key, body_of(11)) + request(told.key, compact({"jsonrpc": "2.0", "id": 9, "method": "ping"}))
+        whole = request(told.key, body_of(11)) + request(
+            told.key, compact({"jsonrpc": "2.0", "id": 9, "method": "ping"})
+        )
         for start in range(0, len(whole), 50):
             client.writer.write(whole[start : start + 50])
             await asyncio.sleep(0.002)
@@ -506,11 +510,11 @@ async def test_a_revoked_key_a_changed_profile_a_disabled_upstream_count_at_once
     async with story(tmp_path, ways) as told:
         house = told.house
         client = await told.client()
-        agent = next(iter((await house.runtime.accounts._all(*_agents(house.org)))))
+        agent = next(iter(await house.runtime.accounts._all(*_agents(house.org))))
         shut = Profile(name="shut", tools=ToolRule(deny=("mail__*",)), max_risk="critical", allow_unknown=True)
         await house.runtime.accounts.assign(house.org, agent.id, Assignment(profile=shut))
         denied = await client.call(10)
-        assert b"isError\":true" in denied.body
+        assert b'isError":true' in denied.body
         assert 10 not in told.stage.seen
         await house.runtime.accounts.assign(house.org, agent.id, Assignment(profile=CLERK))
         await client.warm()
@@ -594,7 +598,7 @@ async def test_a_limit_is_charged_once_for_each_call(tmp_path: Path, ways: list[
         assert len(refused) == 1
         for number in (9, 10):
             reply = await client.straight(number)
-            assert b"isError\":true" in reply.body
+            assert b'isError":true' in reply.body
         records = await told.records()
         assert len(records) == 11
         assert [(record.outcome, record.code) for record in records[-2:]] == [("denied", "RATE_LIMITED")] * 2
@@ -680,8 +684,19 @@ async def _only(outcome: str, folder: Path, told: Story, number: int, do: str) -
 
 async def test_many_connections_with_clients_that_leave(tmp_path: Path, ways: list[bool]) -> None:
     """Every call that the upstream saw has one record, and every record says what happened to its client."""
-    dice = random.Random(20)  # noqa: S311 - a story that can be told again
-    kinds = ["ok"] * 8 + ["chunked", "events", "close", "half", "extra", "twice", "pieces", "fails", "other", "unframed"]
+    dice = random.Random(20)
+    kinds = ["ok"] * 8 + [
+        "chunked",
+        "events",
+        "close",
+        "half",
+        "extra",
+        "twice",
+        "pieces",
+        "fails",
+        "other",
+        "unframed",
+    ]
     async with story(tmp_path, ways) as told:
         told.stage.delay = lambda: dice.random() * 0.01
         got: dict[int, tuple[str, Reply | None]] = {}
