@@ -33,6 +33,9 @@ from tests.flows.house import House
 from tests.security.wire import Reply, compact, read_reply, request
 
 PATIENCE = 20.0
+BIG = 60_000
+"""Bytes of a large answer that is still handed over whole."""
+
 CLERK = Profile(name="clerk", tools=ToolRule(allow=("mail__*",)), max_risk="critical", allow_unknown=True)
 
 
@@ -122,6 +125,7 @@ class Stage:
         half = len(body) // 2
         table: dict[str, bytes] = {
             "ok": framed(body),
+            "big": framed(body + b" " * (BIG - len(body))),
             "chunked": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
             b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (half, body[:half], len(body) - half, body[half:]),
             "continue": b"HTTP/1.1 100 Continue\r\n\r\n" + framed(body),
@@ -743,3 +747,34 @@ async def test_many_connections_with_clients_that_leave(tmp_path: Path, ways: li
         assert not records, "records of calls that nobody made"
         assert len(told.stage.seen) == len(set(told.stage.seen)), "a call was sent twice"
         await until(lambda: not [t for t in asyncio.all_tasks() - tasks if "Lane" in repr(t.get_coro())])
+
+
+async def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path, ways: list[bool]) -> None:
+    """A client that calls and calls and reads nothing is served no further than its socket takes."""
+    async with story(tmp_path, ways) as told:
+        client = await told.client()
+        [lane] = told.house.server._lanes.open
+        transport = lane.transport
+        assert transport is not None
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        largest = 0
+        for number in range(10, 1000):
+            before = len(told.stage.seen), len(lane._buffer)
+            client.send(number, "big")
+            async with asyncio.timeout(PATIENCE):  # taken up, or put aside
+                while len(told.stage.seen) == before[0] and len(lane._buffer) == before[1]:
+                    await asyncio.sleep(0.001)
+                while told.in_flight:
+                    await asyncio.sleep(0.001)
+            largest = max(largest, transport.get_write_buffer_size())
+            if lane._drain and (number > 600 or largest > 8 * BIG):
+                break
+        assert lane._drain is not None
+        assert largest < 4 * BIG, "answers wait in memory for a client that does not read"
+        served = len(told.stage.seen)
+        assert served < 600
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        for sent in range(10, number + 1):  # and not one of them is lost
+            assert (await client.reply()).body.startswith(answer_to(sent))
+        assert told.stage.seen[3:] == list(range(10, number + 1))
+        assert (await client.straight(2000)).body == answer_to(2000)
