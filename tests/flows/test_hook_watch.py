@@ -87,7 +87,7 @@ async def test_silence_while_the_agent_works_pauses_it(tmp_path: Path) -> None:
             ("agent.suspend", one.agent),
         ]
         metrics = (await house.send("GET", "/metrics")).body.decode()
-        assert metrics.count("agenticmail_hook_alarms{") == 3
+        assert metrics.count("agenticmail_hook_alarms_total{") == 3
         assert one.watch.alarms == {"silent": 1}
         await one.look(100)  # what is over is no news
         assert one.watch.alarms == {"silent": 1}
