@@ -35,9 +35,11 @@ _EXPORTS = {
     "require_role": "admin_ui.middleware",
     "security_headers": "admin_ui.middleware",
     "validate": "admin_ui.middleware",
+    "create_enterprise_hook": "adapters.enterprise_hook",
 }
 
 if TYPE_CHECKING:
+    from .adapters.enterprise_hook import create_enterprise_hook
     from .admin_ui.middleware import (
         audit_logger,
         authenticate,
@@ -74,6 +76,7 @@ __all__ = [
     "audit_logger",
     "authenticate",
     "cors",
+    "create_enterprise_hook",
     "error_handler",
     "generate_openclaw_tool_policy",
     "get_tools_by_skill",

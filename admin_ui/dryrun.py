@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from ..catalog.approvals import APPROVAL_POLICIES, APPROVALS, CHANNELS, GRANTS
 from ..catalog.errors import Conflict, Stale
 from ..catalog.records import (
     AGENTS,
@@ -25,12 +26,14 @@ from ..catalog.records import (
 )
 from ..catalog.store import Delete, Entity, Increment, Insert, Query, Record, Replace, Store, Write
 from ..gateway.accounts import Accounts
+from ..gateway.approvals.engine import ApprovalEngine
+from ..gateway.hookwatch import HookWatch
 from ..gateway.metrics import Metrics
 from ..gateway.registry import Registry
 from ..gateway.settings import Settings
 from ..gateway.upstream_spec import KEPT
 from ..gateway.vault import Vault
-from . import show
+from . import show, show_approvals
 from .operation import ListingReport, Resolver, Runtime
 from .validate import pointer
 
@@ -143,6 +146,8 @@ def _company(record: Company) -> dict[str, Any]:
 VIEWS: Final[Mapping[str, Callable[[Any], Any]]] = {
     AGENTS.name: show.agent, KEYS.name: lambda record: show.key(record, record.updated_at), PROFILES.name: _profile,
     UPSTREAMS.name: show.upstream, TOOLS.name: show.upstream_tool, USERS.name: show.user, COMPANIES.name: _company,
+    APPROVALS.name: show_approvals.approval, APPROVAL_POLICIES.name: show_approvals.policy,
+    GRANTS.name: lambda record: show_approvals.grant(record, record.updated_at), CHANNELS.name: show_approvals.channel,
 }  # fmt: skip
 """How records are shown; one that is not here is nobody's concern (counters)."""
 
@@ -174,5 +179,7 @@ class TrialRuntime:
         self.identity: Resolver = real.identity
         self.accounts = Accounts(self.store)
         self.registry = Registry(self.store, real.vault)
+        self.approvals = ApprovalEngine(self.store, real.vault, settings=real.settings.approvals)  # that runs nothing
         self.upstreams = _Upstreams()
         self.people = real.people.over(self.store, self.accounts)
+        self.hooks = HookWatch(self.store, self.accounts, real.settings.hooks)

@@ -51,6 +51,7 @@ TAGS: Final = {
     "upstreams": "The MCP servers behind the gateway, and the tools they offer.",
     "catalog": "Skills, presets and tools.",
     "checks": "For tools that an agent runs itself: ask before, report after. Same policy, same record.",
+    "hooks": "Hooks in agents' own runtimes: their signs of life, and which are expected.",
     "calls": "The record of calls.",
     "audit": "Who changed what.",
     "auth": "Signing in and out, and one's own affairs: password, second factor, sessions.",

@@ -19,6 +19,7 @@ from ..catalog.records import Role
 from ..catalog.store import Store
 from ..gateway.accounts import Accounts
 from ..gateway.approvals.engine import ApprovalEngine
+from ..gateway.hookwatch import HookWatch
 from ..gateway.metrics import Metrics
 from ..gateway.people.service import People
 from ..gateway.registry import Registry
@@ -180,6 +181,9 @@ class Runtime(Protocol):
 
     @property
     def identity(self) -> Resolver: ...
+
+    @property
+    def hooks(self) -> HookWatch: ...
 
     @property
     def metrics(self) -> Metrics: ...

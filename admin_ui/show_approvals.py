@@ -183,9 +183,9 @@ class ChannelOut(msgspec.Struct, kw_only=True):
 
 class NewChannelOut(ChannelOut, kw_only=True):
     """A channel just made. `secret` verifies the signature of its messages: shown this once. Empty where there is
-    none."""
+    none; null in an answer that is given again (Idempotency-Key) and in a dry run."""
 
-    secret: str
+    secret: str | None
 
 
 def decision(one: Decision) -> DecisionOut:

@@ -15,7 +15,7 @@ from .store import Entity, Index, Record
 
 AgentStatus = Literal["active", "suspended", "archived"]
 KeyKind = Literal["agent", "program"]
-UpstreamKind = Literal["mcp_http", "mcp_stdio"]
+UpstreamKind = Literal["mcp_http", "mcp_stdio", "openclaw"]
 ToolKind = Literal["tool", "resource", "template", "prompt"]
 PinPolicy = Literal["flag", "hold"]
 Role = Literal["viewer", "member", "admin", "owner"]
@@ -24,7 +24,8 @@ SessionKind = Literal["token", "page"]
 TicketPurpose = Literal["invite", "reset", "sign_in"]
 Effect = Literal["allow", "deny", "hold"]
 Outcome = Literal["ok", "error", "denied", "held", "not_sent", "timeout", "broken", "cancelled", "unknown"]
-Door = Literal["mcp", "checks"]
+Door = Literal["mcp", "checks", "openclaw"]
+HookState = Literal["expected", "alive", "silent", "stopped"]
 
 
 class Org(Record, kw_only=True, omit_defaults=True):
@@ -86,7 +87,8 @@ class Upstream(Record, kw_only=True, omit_defaults=True):
 
     `secrets` holds header values (mcp_http) or environment values (mcp_stdio), each encrypted at rest; `headers` and
     `env` hold the plain ones. `allow_private` permits loopback and private addresses; cloud metadata addresses stay
-    refused whatever is set. `catalog="agenticmail"`: its tools carry the catalog's own ids (`send_email`).
+    refused whatever is set. `kind="openclaw"`: `url` is the base of an OpenClaw gateway.
+    `catalog="agenticmail"`: its tools carry the catalog's own ids (`send_email`).
     """
 
     name: str = ""
@@ -226,6 +228,28 @@ class CheckReport(Record, kw_only=True, omit_defaults=True):
     outcome: Outcome = "unknown"
     error: str = ""
     duration_us: int = 0
+    args_changed: bool = False
+
+
+class HookPresence(Record, kw_only=True, omit_defaults=True):
+    """The hook that an agent's runtime asks before every tool call. `id` is the agent's.
+
+    `expected`: it should be there and has never been heard of. `seen_at` is its last sign of life, `alarm_at` the last
+    alarm about it, in milliseconds; what the agent did before either is no news. Counts are the hook's own since it
+    started (`instance`): calls it saw, calls that ended without having been checked, and calls that ran with other
+    arguments than those that were checked.
+    """
+
+    state: HookState = "expected"
+    runtime: str = ""
+    plugin: str = ""
+    instance: str = ""
+    seen_at: int = 0
+    alarm_at: int = 0
+    alarm: str = ""
+    calls: int = 0
+    unchecked: int = 0
+    changed: int = 0
 
 
 class Replay(Record, kw_only=True, omit_defaults=True):
@@ -358,6 +382,10 @@ TICKETS: Final = Entity(
 ROSTERS: Final = Entity("roster", Roster, since=3)
 COMPANIES: Final = Entity("company", Company, since=3)
 
+HOOKS: Final = Entity(
+    "hook_presence", HookPresence, (Index("by_org", ("org",)), Index("by_state", ("state",), across=True)), since=4
+)
+
 ENTITIES: Final = (
     ORGS,
     USERS,
@@ -390,6 +418,7 @@ PEOPLE: Final = Migration(
 )
 
 MIGRATIONS: Final = (
-    Migration(1, ENTITIES), Migration(2, (ANCHORS, REPLAYS)), PEOPLE, Migration(APPROVALS_SINCE, APPROVAL_ENTITIES),
+    Migration(1, ENTITIES), Migration(2, (ANCHORS, REPLAYS)), PEOPLE, Migration(4, (HOOKS,)),
+    Migration(APPROVALS_SINCE, APPROVAL_ENTITIES),
 )  # fmt: skip
 """In order, without gaps. Released ones never change; a new entity or index is a new Migration at the end."""

@@ -12,6 +12,7 @@ Read in this order: `cli/` -> `server` -> `lane` -> `doors/mcp` -> `proxy` -> `p
 * `people/`: who signs in, with what, and what keeps others out; roles over the scopes of `scopes`.
 * `accounts`, `registry`, `tools_registry`, `changes`: what operators manage; `vault`, `passwords`: secrets at rest.
 * `retention`: old records go, the rest stays provable. `audit`: who changed what, from the API and the command line.
+* `holds`: the port of approvals. `hookwatch`: are the hooks there that should see agents' own tool calls?
 * `epochs`: changes made elsewhere are seen within half a second. `metrics` and `metrics_*`, `logs`: what operators see.
 * `stores`: adapters by name, and the store that the settings mean.
 * `settings`, `settings_load`, `setup`: configuration. `runtime`: the composition root. `server`, `workers`: processes.

@@ -27,8 +27,11 @@ PLAIN_ENDING: Final = b'{"outcome":"%b","status":200,"duration_us":%d,"upstream_
 
 FLAGS: Final = b',"flags":%b'
 
+PLAIN_FLAGS: Final = 60
+"""Characters of flags, in ASCII, with which a plain outcome fits its place for certain."""
+
 MAX_DRAFTED: Final = 4096
-"""Bytes of arguments up to which a draft is used: the frame then fits for certain."""
+"""Bytes of arguments up to which a draft is used: the frame then fits, but for the smallest segments."""
 
 MAX_STRINGS: Final = 1024
 """Characters of tool, rule and reason together, for the same reason."""
@@ -85,8 +88,16 @@ class Draft:
 
 
 def flag_line(flags: tuple[str, ...]) -> bytes:
-    """What an intent's frame ends in when the verdict has flags."""
-    return b"\n" + encode(flags) if flags else b""
+    """What an intent's frame ends in when the verdict has flags: at most `ENDING_MAX` bytes and a line's end."""
+    if not flags:
+        return b""
+    try:
+        line = encode(flags)
+        if len(line) <= ENDING_MAX:
+            return b"\n" + line
+    except UnicodeEncodeError:
+        log.debug("journal_flags_not_encodable")
+    return b"\n" + encode(_fewer(flags))
 
 
 def quoted(raw: bytes) -> bytes:
@@ -121,8 +132,15 @@ def ending(whole: Ending) -> bytes:
         log.debug("journal_outcome_not_encodable")
     numbers = (whole.status, whole.duration_us, whole.upstream_us, whole.response_bytes)
     status, duration, upstream, size = (max(-_BIG, min(_BIG, number)) for number in numbers)
-    flags = (*(_safe(flag, 24) for flag in whole.flags[:7]), "trimmed")
-    return encode(Ending(_safe(whole.outcome, 16), status, _safe(whole.error, 40), duration, upstream, size, flags))
+    return encode(
+        Ending(
+            _safe(whole.outcome, 16), status, _safe(whole.error, 40), duration, upstream, size, _fewer(whole.flags)
+        )
+    )  # fmt: skip
+
+
+def _fewer(flags: tuple[str, ...]) -> tuple[str, ...]:
+    return (*(_safe(flag, 24) for flag in flags[:7]), "trimmed")
 
 
 def _safe(text: str, length: int) -> str:

@@ -26,7 +26,7 @@ from ..catalog.errors import JournalBroken, JournalFull, SettingsError
 from ..catalog.records import CallRecord, Outcome
 from ..catalog.store import Store
 from .chainverify import Ending, encode, joined
-from .drafts import ENDING_MAX, FLAGS, MAX_DRAFTED, PLAIN_ENDING, Draft, ending, flag_line, intent, quoted
+from .drafts import ENDING_MAX, FLAGS, MAX_DRAFTED, PLAIN_ENDING, PLAIN_FLAGS, Draft, ending, flag_line, intent, quoted
 from .drain import Drain
 from .groupsync import GroupSync
 from .redaction import is_plain
@@ -173,6 +173,8 @@ class Journal:
         if self._shut or draft is None or len(raw) > MAX_DRAFTED or (keeps and not is_plain(call.args)):
             return self.begin(call, verdict, request_bytes)
         body = draft.fill(call.id.encode(), int(call.at * 1e6), raw, quoted(raw) if keeps else b"", request_bytes)
+        if len(body) > self.spool.body_max - 2 * ENDING_MAX:  # small segments
+            return self.begin(call, verdict, request_bytes)
         return self._begun(body, verdict.flags)
 
     def _begun(self, body: bytes, flags: tuple[str, ...]) -> Ticket:
@@ -204,8 +206,8 @@ class Journal:
             return
         if self._flags:
             flags = self._flags.pop(ticket, ()) + flags
-        usual = duration_us > 0 and upstream_us > 0 and response_bytes > 0 and len(flags) < 4
-        if status == 200 and not error and usual:
+        usual = duration_us > 0 and upstream_us > 0 and response_bytes > 0
+        if status == 200 and not error and usual and (not flags or _few(flags)):
             flagged = FLAGS % encode(flags) if flags else b""
             body = PLAIN_ENDING % (outcome.encode(), duration_us, upstream_us, response_bytes, flagged)
         else:
@@ -374,6 +376,12 @@ class Journal:
     def _break(self, reason: str) -> None:
         self._shut = reason
         log.error("journal_broken", reason=reason)
+
+
+def _few(flags: tuple[str, ...]) -> bool:
+    """Whether an outcome with these flags fits its place for certain."""
+    text = "".join(flags)
+    return len(flags) < 4 and len(text) <= PLAIN_FLAGS and text.isascii()
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

@@ -276,6 +276,8 @@ class Lane(asyncio.Protocol):
             if not self._drain.done():
                 self._drain.set_result(None)
             self._drain = None
+            if self._buffer and not self._busy:
+                self._after(keep_alive=True)
 
     async def drained(self) -> None:
         if self._drain is not None:
@@ -284,9 +286,9 @@ class Lane(asyncio.Protocol):
             raise ConnectionResetError("The client has left.")
 
     def data_received(self, data: bytes) -> None:
-        if self._buffer or self._busy:
+        if self._buffer or self._busy or self._drain is not None:
             self._buffer += data
-            if not self._busy:
+            if not self._busy and self._drain is None:
                 self._next()
             elif len(self._buffer) > MAX_HEAD + self._lanes.body_limit and self.transport is not None:
                 self.transport.pause_reading()
@@ -414,7 +416,7 @@ class Lane(asyncio.Protocol):
         if not keep_alive or self._lanes.stopping:
             transport.close()
             self.transport = None
-        elif self._buffer:
+        elif self._buffer and self._drain is None:  # else when the client has read what it was sent
             transport.resume_reading()
             self._next()
 
@@ -440,7 +442,7 @@ class Lane(asyncio.Protocol):
     def expire(self, now: float, idle: float) -> None:
         if self._busy or self.transport is None:
             return
-        if now - self._since > (PARTIAL_SECONDS if self._buffer else idle):
+        if now - self._since > (PARTIAL_SECONDS if self._buffer and self._drain is None else idle):
             self.transport.close()
 
     async def cut(self) -> None:

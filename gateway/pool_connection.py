@@ -281,9 +281,12 @@ class Connection(Framing, asyncio.Protocol):
         if head != self._latest or self._length != len(data) - end:
             self._latest = head if end <= MAX_KNOWN_HEAD else b""
             return
+        hints = [value for name, value in self._headers if name.lower() == b"keep-alive"]
+        if len(hints) > 1:
+            return  # each of them counts: that is the parser's way
         if len(_heads) >= MAX_KNOWN_HEADS:
             _heads.clear()
-        hint = next((value for name, value in self._headers if name.lower() == b"keep-alive"), b"")
+        hint = hints[0] if hints else b""
         _heads[head] = KnownHead(self._status, self._reason, self._headers, self._length, self._media, hint)
 
     def _finish(self, data: bytes, first: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from ..catalog.calls import Call, Verdict
 from ..catalog.errors import EnterpriseError, JournalFull, UpstreamBroken, UpstreamError, UpstreamTimeout
-from ..catalog.records import Outcome
+from ..catalog.records import Door, Outcome
 from ..policies.chain import NON_IDEMPOTENT, Chain
 from .journal import Journal, Ticket
 from .metrics import Metrics
@@ -38,8 +38,8 @@ class Sender(Protocol):
         """Raises UpstreamError; an `unsent` one when not a byte can have been processed."""
 
 
-class Holds(Protocol):
-    """What becomes of held calls. `doors.held.Held`."""
+class Releases(Protocol):
+    """What needs nobody of what is held. `doors.held.Held`."""
 
     async def release(self, call: Call, verdict: Verdict) -> Verdict:
         """Allow, where nobody need be asked; else the verdict as it is. Never raises."""
@@ -68,9 +68,9 @@ class Proxy:
         self.metrics = metrics
         self.in_flight = 0
         self.full_wait = full_wait
-        self.holds: Holds | None = None
-        #: Whether doors see to calls that must not run twice: `handle` then gives their allow verdicts back unsent.
-        self.once = False
+        self.holds: Releases | None = None
+        #: Doors that see to calls that must not run twice: these get their allow verdicts back unsent.
+        self.once: frozenset[Door] = frozenset()
 
     async def handle(
         self, call: Call, sender: Sender, head: bytes, body: bytes, started: int, *, stream: bool = False
@@ -96,7 +96,7 @@ class Proxy:
                 verdict = await self.holds.release(call, verdict)
             if verdict.effect != "allow":
                 return await self.refuse(call, verdict, len(body), started)
-        if (call.idempotency or (verdict.flags and NON_IDEMPOTENT in verdict.flags)) and self.once:
+        if (call.idempotency or (verdict.flags and NON_IDEMPOTENT in verdict.flags)) and call.door in self.once:
             return verdict
         try:
             ticket = self.journal.begin(call, verdict, len(body))

@@ -25,14 +25,18 @@ from .approvals.runner import GatewayRunner
 from .approvals.sweep import Sweeper
 from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
-from .doors.held import Held
+from .doors.held import CheckHolds, Held
+from .doors.hooks import HooksDoor
 from .doors.mcp import McpDoor
 from .doors.once import OnceDoor
+from .doors.openclaw import OpenClawDoor
 from .doors.siblings import Siblings
 from .doors.stdio import StdioLive
 from .doors.stdio_siblings import stdio_handlers
 from .doors.turnaway import Turnaway
 from .epochs import EpochWatcher
+from .holds import Holds
+from .hookwatch import HookWatch
 from .identity import Identity
 from .journal import Journal
 from .metrics import Family, Gauge, Metrics
@@ -70,6 +74,11 @@ class Runtime:
     mcp: McpDoor
     aggregate: AggregateDoor
     checks: ChecksDoor
+    openclaw: OpenClawDoor
+    heartbeats: HooksDoor
+    hooks: HookWatch
+    holds: Holds | None
+    """The engine of approvals; None: held calls are refused."""
     _opened: list[Any]
 
     @classmethod
@@ -163,6 +172,7 @@ class Runtime:
             self.store, self.vault, self.accounts, self.identity, settings.auth, workers=settings.server.workers,
             on_change=self.changed,
         )  # fmt: skip
+        self.hooks = HookWatch(self.store, self.accounts, self.settings.hooks)
         self.sessions = SessionSeal(self.vault.derive(b"mcp-session"))
         self.epochs = EpochWatcher(
             self.store, settings.policy.refresh, self._apply, lambda ok: self.chain.freshen(ok, time.monotonic())
@@ -175,7 +185,8 @@ class Runtime:
         self.approvals = ApprovalEngine(self.store, self.vault, book=book, runner=runner, settings=settings)
         self.chain.approvals = book.hold
         self.proxy.holds = self.held = Held(self.approvals, self.chain)
-        self.proxy.once = True
+        self.proxy.once = frozenset({"mcp"})
+        self.holds = CheckHolds(self.held)
         self.once = OnceDoor(self.store, self.vault, self.proxy, self.upstreams, settings)
         self._sweeper = Sweeper(self.approvals, Notifier(self.store, self.vault, settings), self.once.sweep)
 
@@ -187,8 +198,14 @@ class Runtime:
         self.aggregate = AggregateDoor(self.mcp, self.siblings)
         self.checks = ChecksDoor(
             self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
-            siblings=self.settings.server.workers > 1,
+            siblings=self.settings.server.workers > 1, holds=lambda: self.holds,
         )  # fmt: skip
+        self.heartbeats = HooksDoor(
+            self.hooks, self.identity, Turnaway(self.proxy, "checks"), self.settings.hooks.heartbeat
+        )
+        self.openclaw = OpenClawDoor(
+            self.proxy, self.chain, self.identity, self.upstreams, Turnaway(self.proxy, "openclaw"), limit
+        )
 
         self.mcp.held = self.checks.held = self.held
         self.mcp.once = self.once
@@ -247,6 +264,7 @@ class Runtime:
                 lambda: [((), retries())],
                 counts=True,
             ),
+            *self.hooks.gauges(),
         ]  # fmt: skip
 
     async def _share(self, folder: Path) -> None:

@@ -22,6 +22,7 @@ from aiohttp.streams import StreamReader
 
 from ..catalog.errors import BadRequest, EnterpriseError, HostRefused, NotFound, SettingsError, Unauthenticated
 from .doors.jsonrpc import encode
+from .doors.openclaw import OPENCLAW
 from .doors.refusals import http_refusal
 from .doors.turnaway import Turnaway
 from .lane import LaneRequest, Lanes, Work
@@ -91,6 +92,8 @@ class Edge:
             "/api/engine/tool-calls": runtime.checks.report,
             "/api/v1/engine/check-permission": runtime.checks.check,
             "/api/v1/engine/tool-calls": runtime.checks.report,
+            "/api/engine/hooks/heartbeat": runtime.heartbeats.handle,
+            "/tools/invoke": runtime.openclaw.handle,
             "/health": self._health,
             "/ready": self._ready,
             "/metrics": self._metrics,
@@ -158,6 +161,8 @@ class Edge:
             return await self._refuse(
                 request, NotFound("There is no such MCP endpoint; paths are exact and lower-case.")
             )
+        if path.startswith(OPENCLAW):
+            return await self.runtime.openclaw.handle(request)
         handler = self.exact.get(path)
         if handler is not None:
             return await handler(request)
@@ -248,7 +253,9 @@ def means_a_hot_door(path: str) -> bool:
         plain = "/" + plain.partition("://")[2].partition("/")[2]
     plain = "/" + normpath("/" + plain.partition("?")[0].partition("#")[0]).strip("/ \0")
     plain = plain.replace("/api/v1/", "/api/", 1) if plain.startswith("/api/v1/") else plain
-    return plain.startswith(("/mcp", "/api/engine/check-permission", "/api/engine/tool-calls"))
+    return plain.startswith(
+        ("/mcp", "/api/engine/check-permission", "/api/engine/tool-calls", "/tools/invoke", OPENCLAW)
+    )
 
 
 def _host_name(value: str) -> str:
@@ -337,6 +344,7 @@ class Server:
             try:
                 checks.sweep(time.time())
                 await checks.collect()
+                await self.runtime.hooks.look(time.time())
             except EnterpriseError as error:
                 self.runtime.metrics.fault("sweep")
                 log.debug("sweep_failed", reason=error.message)

@@ -85,6 +85,15 @@ class AuthSettings(_Section, kw_only=True, frozen=True):
     public_url: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/?#@]+)?$(?!\n)")] = ""
 
 
+class HookSettings(_Section, kw_only=True, frozen=True):
+    """Hooks in agents' own runtimes (docs/openclaw.md). `heartbeat`: how often one says that it is there; `silence`:
+    after how long without, while its agent works, the alarm is raised; `on_silence`: what follows. Seconds."""
+
+    heartbeat: Annotated[float, msgspec.Meta(ge=1, le=300)] = 15.0
+    silence: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 60.0
+    on_silence: Literal["pause", "alarm"] = "pause"
+
+
 class LogSettings(_Section, kw_only=True, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -123,5 +132,6 @@ class Settings(_Section, kw_only=True, frozen=True):
     plugins: PluginSettings = PluginSettings()
     policy: PolicySettings = PolicySettings()
     auth: AuthSettings = AuthSettings()
+    hooks: HookSettings = HookSettings()
     log: LogSettings = LogSettings()
     approvals: ApprovalSettings = ApprovalSettings()

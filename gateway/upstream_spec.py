@@ -45,7 +45,7 @@ Argument = Annotated[str, msgspec.Meta(max_length=4096)]
 class UpstreamSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An upstream as a person describes it. `command` is a program and its arguments, never a line for a shell.
 
-    `headers` and `secrets` are header values (mcp_http), `env` and `secrets` environment values (mcp_stdio).
+    `headers` and `secrets` are header values (mcp_http, openclaw), `env` and `secrets` environment values (mcp_stdio).
     """
 
     name: Annotated[str, msgspec.Meta(pattern=UPSTREAM_NAME, description=_NAMED)]
@@ -87,7 +87,7 @@ def spec_of(record: Upstream) -> UpstreamSpec:
 def faults_of(spec: UpstreamSpec) -> list[FieldError]:
     """Everything that is wrong with a spec; empty when nothing is. Types and bounds are checked here too."""
     faults = [*_bounds(spec)]
-    faults += _http_faults(spec) if spec.kind == "mcp_http" else _stdio_faults(spec)
+    faults += _stdio_faults(spec) if spec.kind == "mcp_stdio" else _http_faults(spec)
     return faults
 
 
@@ -104,7 +104,7 @@ def _bounds(spec: UpstreamSpec) -> list[FieldError]:
 
 def _http_faults(spec: UpstreamSpec) -> list[FieldError]:
     faults = [
-        (f"/{field}", "not_for_http", f"An upstream of kind mcp_http has no {field}.")
+        (f"/{field}", "not_for_http", f"An upstream of kind {spec.kind} has no {field}.")
         for field in ("command", "cwd", "env")
         if getattr(spec, field)
     ]
@@ -117,6 +117,8 @@ def _http_faults(spec: UpstreamSpec) -> list[FieldError]:
             faults += [(field["path"], field["code"], field["message"]) for field in error.details["fields"]]
         except AddressRefused as error:
             faults.append(("/url", "address_refused", error.message))
+    if spec.kind == "openclaw" and spec.url.rstrip("/").endswith("/tools/invoke"):
+        faults.append(("/url", "invalid", "Give the base of the OpenClaw gateway, without /tools/invoke."))
     secrets = {} if isinstance(spec.secrets, msgspec.UnsetType) else spec.secrets
     for name in spec.headers:
         if name.lower() in CREDENTIALS:

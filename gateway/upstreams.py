@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from ..catalog.errors import EnterpriseError, NotFound, UpstreamError
-from ..catalog.records import ORGS, UPSTREAMS, Org, Upstream
+from ..catalog.records import ORGS, UPSTREAMS, Org, Upstream, UpstreamKind
 from ..catalog.store import GLOBAL, MAX_PAGE, Query, Store
 from ..policies.resilience import CircuitBreaker
 from .doors.jsonrpc import encode
@@ -27,6 +27,7 @@ from .registry import Registry
 
 log = structlog.get_logger()
 
+MCP_KINDS: Final = frozenset({"mcp_http", "mcp_stdio"})
 LISTING_TIMEOUT: Final = 20.0
 MAX_LISTINGS: Final = 256
 """Digests of listings remembered per upstream, so that one seen before costs no store access."""
@@ -142,21 +143,26 @@ class Upstreams:
         self._spawn = spawn
         self._changed = changed
         self._live: dict[str, dict[str, Forwarder]] = {}
+        self._others: dict[str, dict[str, Forwarder]] = {}  # those that do not speak MCP
         self._closing: set[asyncio.Task[None]] = set()
         self._syncing = asyncio.Lock()
         self.problems: dict[str, str] = {}
 
     def get(self, org: str, name: str) -> Any | None:
-        """The live upstream, or None when there is none of that name, or it is disabled."""
+        """The live MCP server, or None when there is none of that name, or it is disabled."""
         own = self._live.get(org)
         return None if own is None else own.get(name)
 
     def of(self, org: str) -> list[Any]:
-        """An organisation's live upstreams in order of name."""
+        """An organisation's live MCP servers in order of name."""
         return [live for _, live in sorted(self._live.get(org, {}).items())]
 
+    def others(self, org: str, kind: UpstreamKind) -> list[Any]:
+        """An organisation's live upstreams of another kind, in order of name."""
+        return [live for _, live in sorted(self._others.get(org, {}).items()) if live.record.kind == kind]
+
     def all(self) -> list[Any]:
-        return [live for own in self._live.values() for live in own.values()]
+        return [live for table in (self._live, self._others) for own in table.values() for live in own.values()]
 
     async def sync(self) -> None:
         """Bring what runs in line with the store. One bad record is a problem of its own, not of the others."""
@@ -167,15 +173,16 @@ class Upstreams:
                 for record in await self._every(Query(UPSTREAMS, "by_org", {"org": org.id}, limit=MAX_PAGE)):
                     if record.enabled:
                         wanted.setdefault(org.id, {})[record.name] = record
-            for own in list(self._live.values()):
+            for own in [*self._live.values(), *self._others.values()]:
                 for name, live in list(own.items()):
                     record = wanted.get(live.org, {}).get(name)
                     if record is None or (record.id, record.version) != (live.record.id, live.record.version):
                         self._retire(own.pop(name))
             self.problems.clear()
             for org_id, records in wanted.items():
-                own = self._live.setdefault(org_id, {})
                 for name, record in records.items():
+                    table = self._live if record.kind in MCP_KINDS else self._others
+                    own = table.setdefault(org_id, {})
                     if name not in own:
                         self._start(own, record)
 
@@ -200,6 +207,8 @@ class Upstreams:
         if record.kind == "mcp_stdio":
             return self._spawn(record, secrets)
         origin = Origin.parse(record.url)
+        if record.kind == "openclaw":
+            origin = Origin(origin.scheme, origin.host, origin.port, f"{origin.base_path}/tools/invoke")
         pool = Pool(
             origin, max_connections=record.max_connections, connect_timeout=record.connect_timeout_ms / 1000,
             allow_private=record.allow_private, verify_tls=record.verify_tls, breaker=CircuitBreaker(),
@@ -220,6 +229,7 @@ class Upstreams:
     async def close(self, grace: float) -> None:
         lives = self.all()
         self._live.clear()
+        self._others.clear()
         await asyncio.gather(*(live.close(grace) for live in lives), *self._closing, return_exceptions=True)
 
     # -- what they offer -----------------------------------------------------------------------------------------
@@ -232,6 +242,8 @@ class Upstreams:
         if record is None:
             raise NotFound("There is no such upstream.")
         await self.sync()
+        if record.kind not in MCP_KINDS:
+            return await self._probe(record)
         live = self.get(org, record.name)
         if live is None:
             return ListingReport(False, self.problems.get(record.id, "The upstream is disabled."))
@@ -251,6 +263,22 @@ class Upstreams:
         if changed:
             self._changed()
         return ListingReport(True, "", sum(len(items) for items in offered.values()), changed)
+
+    async def _probe(self, record: Upstream) -> ListingReport:
+        """Whether an OpenClaw answers: its endpoint knows POST only, and says so."""
+        live = next((live for live in self.others(record.org, record.kind) if live.name == record.name), None)
+        if live is None:
+            return ListingReport(False, self.problems.get(record.id, "The upstream is disabled."))
+        try:
+            async with asyncio.timeout(LISTING_TIMEOUT):
+                answer = await live.send(live.head(b"GET", b"", 0), b"")
+                answer.close()
+        except (UpstreamError, TimeoutError) as error:
+            reason = error.message if isinstance(error, UpstreamError) else f"No answer within {LISTING_TIMEOUT:.0f} s."
+            return ListingReport(False, reason)
+        if answer.status != 405:
+            return ListingReport(False, f"It answers {answer.status} to GET /tools/invoke, where OpenClaw answers 405.")
+        return ListingReport(True)
 
     async def saw(self, live: Forwarder, seen: dict[str, list[dict[str, Any]]], *, whole: bool) -> bool:
         """A listing passed by. True when it changed what the catalog knows (a new, changed or missing item)."""

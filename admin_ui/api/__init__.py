@@ -4,6 +4,7 @@
 * `engine`: the catalog, OpenClaw's tool policy, statistics; and the checks door, which the gateway answers itself.
 * `approvals`: held calls and decisions about them. `approval_policies`: who is asked, grants, notification channels.
 * `auth`: signing in and out, passwords. `security`: one's own second factor and sign-ins. `users`: people.
+* `hooks`: hooks in agents' own runtimes: their signs of life, and which are expected.
 * `company`: the organisation's settings, and how much there is of everything.
 * `history`: calls. `audit_log`: who changed what, and who was refused. `meta`: the OpenAPI document.
 
@@ -26,6 +27,7 @@ from . import (
     company,
     engine,
     history,
+    hooks,
     keys,
     meta,
     security,
@@ -34,6 +36,6 @@ from . import (
 )
 
 OPERATIONS: Final[tuple[Operation, ...]] = operations_of(
-    agents, keys, upstreams, engine, approvals, approval_policies, auth, security, users, company, history, audit_log,
-    meta,
+    agents, keys, upstreams, engine, approvals, approval_policies, hooks, auth, security, users, company, history,
+    audit_log, meta,
 )  # fmt: skip

@@ -3,6 +3,9 @@ of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...catalog.approvals import APPROVAL_POLICIES, CHANNELS, GRANTS, ApprovalPolicySpec
 from ...catalog.errors import Conflict, NotFound, PreconditionFailed, Stale
 from ...catalog.tools import TOOL_INDEX
@@ -68,9 +71,14 @@ async def get_approval_policy(ctx: Context) -> Reply:
     return Reply(show.policy(record), record.version)
 
 
+async def _policy_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[ApprovalPolicySpec, int]:
+    record = await ctx.runtime.approvals.book.policy(ctx.org, ctx.path["id"])
+    return record.spec, record.version
+
+
 @operation(
     "PUT", "/api/engine/approval-policies/{id}", tag="approvals", scope="approval-policies:write", role="admin",
-    body=ApprovalPolicySpec, returns=show.ApprovalPolicyOut, audit="approval_policy.update",
+    body=ApprovalPolicySpec, returns=show.ApprovalPolicyOut, current=_policy_now, audit="approval_policy.update",
     errors=(Conflict, Stale, PreconditionFailed),
     example=Example(path={"id": APPROVAL_POLICY_ID}, body={**_SPEC, "name": "Mail to strangers"}),
 )  # fmt: skip
@@ -172,7 +180,7 @@ async def list_channels(ctx: Context, query: PageQuery) -> Listing:
 @operation(
     "POST", "/api/engine/approval-channels", tag="approvals", scope="approval-policies:write", role="admin",
     body=ChannelSpec, returns=show.NewChannelOut, status=201, audit="approval_channel.create",
-    errors=(Conflict,),
+    once=("secret",), errors=(Conflict,),
     example=Example(body={"name": "operations", "kind": "webhook", "url": "https://hooks.example.com/approvals"}),
 )  # fmt: skip
 async def create_channel(ctx: Context, body: ChannelSpec) -> Reply:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Final, get_args
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
 
@@ -102,7 +102,9 @@ class StatsOut(msgspec.Struct, kw_only=True):
 
 
 class CheckOut(msgspec.Struct, kw_only=True):
-    """The answer to one check. Anything but `allowed` means: do not run the tool."""
+    """The answer to one check. Anything but `allowed` means: do not run the tool. `tool`: the one that was judged, of
+    a `wrapped` call the one inside. `pending`: ask again with the same ids until somebody has decided. `args`: run it
+    with these instead, for they are what was approved."""
 
     allowed: bool
     requires_approval: bool
@@ -111,6 +113,10 @@ class CheckOut(msgspec.Struct, kw_only=True):
     decision_id: str
     tool: str
     retry_after: float | msgspec.UnsetType = msgspec.UNSET
+    wrapped: bool | msgspec.UnsetType = msgspec.UNSET
+    approval_id: str | msgspec.UnsetType = msgspec.UNSET
+    pending: bool | msgspec.UnsetType = msgspec.UNSET
+    args: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ReportOut(msgspec.Struct, kw_only=True):
@@ -251,7 +257,8 @@ CHECK_PERMISSION: Final = Operation(
     name="check_permission", method="POST", path="/api/engine/check-permission", tag="checks", scope=CALL,
     role="owner", summary="May this agent use this tool, with these arguments?",
     description="One check, or `checks` with up to 100 of them; the answer to those is a list. The agent is the one "
-    "that the key is bound to. An allowed check opens a record that tool-calls closes; others are on record at once.",
+    "that the key is bound to. An allowed check opens a record that tool-calls closes; others are on record at once. A "
+    "hook names the call by its runtime's ids, and may wait for an approval.",
     body=(Check, Batch), returns=CheckOut, handler=None, errors=(JournalFull,), served_by="gateway",
     example=Example(body={"tool": "send_email", "args": {"to": "ana@acme.test", "subject": "Hello"}}),
 )  # fmt: skip

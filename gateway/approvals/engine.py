@@ -174,7 +174,8 @@ class ApprovalEngine:
         return found
 
     async def wait(self, org: str, approval_id: str, seconds: float) -> Approval:
-        """The approval once it is final, or as it stands after so many seconds. NotFound, StoreError."""
+        """The approval once it is final (a check's: once it is decided), or as it stands after so many seconds.
+        NotFound, StoreError."""
         event = asyncio.Event()
         self._waiting.setdefault(approval_id, set()).add(event)
         deadline = time.monotonic() + seconds
@@ -183,7 +184,7 @@ class ApprovalEngine:
                 event.clear()
                 approval = await self.get(org, approval_id)
                 left = deadline - time.monotonic()
-                if approval.state in FINAL or left <= 0:
+                if approval.state in FINAL or left <= 0 or (approval.kind == "check" and approval.state == "approved"):
                     return approval
                 try:
                     async with asyncio.timeout(min(left, LOOK_SECONDS)):

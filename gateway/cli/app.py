@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "keys": ("keys", "keys", "API keys: create, list, revoke."),
     "users": ("users", "users", "People who sign in, and one-time links for who cannot."),
     "upstreams": ("upstreams", "upstreams", "MCP servers behind the gateway, and their tools."),
+    "openclaw": ("openclaw", "openclaw", "OpenClaw's plugin for this gateway: its folder, and how to load it."),
     "plugins": ("plugins", "plugins", "Installed plugins, and which are active."),
     "calls": ("calls", "calls", "The record of calls."),
     "explain": ("explain", "explain", "Why a call is allowed or denied, and what would allow it."),

@@ -70,6 +70,21 @@ def add_http(
     _add(common, spec, refresh=not (shared["no_refresh"] or shared["disabled"]))
 
 
+@add.command("openclaw")
+@click.argument("name")
+@click.argument("url")
+@click.option("--header", "headers", type=PAIR, multiple=True, help="A plain header to send. May be repeated.")
+@click.option("--allow-private", is_flag=True, help="Permit loopback and private addresses.")
+@_add_options
+@common_options
+def add_openclaw(common: Common, name: str, url: str, headers: Pairs, allow_private: bool, **shared: Any) -> None:
+    """Register an OpenClaw gateway, for POST /tools/invoke. Its token: --secret-env Authorization=VARIABLE."""
+    spec = UpstreamSpec(
+        name=name, kind="openclaw", url=url, headers=dict(headers), allow_private=allow_private, **_shared(shared)
+    )
+    _add(common, spec, refresh=not (shared["no_refresh"] or shared["disabled"]))
+
+
 @add.command("stdio", context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)

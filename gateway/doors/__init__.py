@@ -9,6 +9,10 @@
   `aggregate_lists`: its calls and lists; `aggregate_streams`, `aggregate_session`: its streams.
 * `watch`: what servers tell of changes, heard once for all agents. `siblings`: requests that belong to another worker.
 * `checks`: `/api/engine/check-permission` and the outcome report, for tools an agent runs itself.
+  `wrapped`: OpenClaw's wrapped calls by what is inside. `checks_open`, `checks_holds`: decisions that wait for a
+  report, and held calls that wait for an approval.
+* `hooks`: signs of life of the hooks that ask the checks door.
+* `openclaw`: `/tools/invoke`, OpenClaw's own endpoint behind ours.
 * `refusals`: one place that turns a verdict or an error into what a model can act on.
 
 Rule of the folder: a door reads and writes; `policies.chain` decides, `gateway.proxy` forwards and records.

@@ -1,8 +1,13 @@
 """The checks door: for tools that an agent runs in its own process. Same chain, same journal, nothing forwarded.
 
-`POST /api/engine/check-permission` answers one check `{tool, args?, agent_id?, explain?}` or a batch `{checks: [...]}`.
-An allowed check opens a record that `POST /api/engine/tool-calls` closes with `{decision_id, outcome, ...}`; one
-that is never reported reads `unknown`.
+`POST /api/engine/check-permission` answers one check `{tool, args?, ...}` or a batch `{checks: [...]}`. An allowed
+check opens a record that `POST /api/engine/tool-calls` closes with `{decision_id, outcome, ...}`; one that is never
+reported reads `unknown`.
+
+A hook (docs/openclaw.md) says more: `tool_call_id`, `run_id`, `session_id`, so that reports and repeats find their
+decision; `runtime`, so that wrapped calls are judged by what they do (`wrapped`); and `wait`, the seconds it can wait
+for an approval. A held check of a hook is parked: the hook asks again with the same ids until somebody decides, at
+most PARK_SECONDS (`checks_holds`).
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import OrderedDict
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -26,46 +31,57 @@ from ...catalog.errors import (
     MethodNotAllowed,
     NotFound,
     Stale,
+    StoreUnavailable,
     ValidationFailed,
 )
 from ...catalog.ids import new_id
 from ...catalog.records import CHECK_REPORTS, CheckReport, Outcome
 from ...catalog.store import Delete, Insert, Query, Store
-from ..drafts import Draft
+from ..holds import Holds
 from ..identity import Identity
 from ..journal import Ticket
-from ..lane import Known, Lane, LaneRequest
 from ..proxy import JOURNAL_FULL, Proxy
-from ..wire import json_response, read_body, whole_response
+from ..wire import json_response, read_body
+from .checks_holds import PARK_SECONDS, Parking
+from .checks_open import OpenChecks, Opened, alias, call_key, digest
+from .checks_straight import PlainChecks
 from .headers import check_body_headers, request_id, scan, trace
 from .held import Held
-from .jsonrpc import ODD, RpcError, decode, encode
+from .jsonrpc import RpcError, decode, encode
 from .turnaway import Turnaway
+from .wrapped import Inner, unwrap
 
 MAX_BATCH: Final = 100
-MAX_OPEN: Final = 20_000
-"""Checks waiting for their outcome report, per worker; the oldest beyond it are closed as `unknown`."""
-
-MAX_DRAFTS: Final = 10_000
 CHECK_PATH: Final = "/api/engine/check-permission"
-OPEN_SECONDS: Final = 3600.0
 HAND_OVER_SECONDS: Final = 0.1
 HAND_OVER_LOOKS: Final = 20
 DECISION_ID: Final = re.compile(r"dec_[0-9a-f]{32}")
 
+PLAIN: Final = Inner("", {})
+"""Stands for a check that is no hook's: nothing is wrapped."""
+
 ToolName = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
 
+CallId = Annotated[str, msgspec.Meta(max_length=256)]
+
+
 class Check(msgspec.Struct, forbid_unknown_fields=True):
-    """One question. `args` are the arguments the agent is about to use."""
+    """One question. `args` are the arguments the agent is about to use. `agent_id`: the agent's id or name, when given,
+    must be the key's. `tool_call_id`, `run_id` and `session_id` are the runtime's own; `wait` is in seconds."""
 
     tool: ToolName
     args: dict[str, Any] = {}
+    agent_id: CallId = ""
+    runtime: Literal["", "openclaw"] = ""
+    tool_kind: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    tool_call_id: CallId = ""
+    run_id: CallId = ""
+    session_id: CallId = ""
+    wait: Annotated[float, msgspec.Meta(ge=0, le=PARK_SECONDS)] = 0.0
 
 
-_check: Final = msgspec.json.Decoder(Check).decode
-_encode: Final = msgspec.json.Encoder().encode
-_ARGS: Final = b',"args":'
+_NO_HOOK: Final = Check("-")
 
 
 class Batch(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,22 +89,16 @@ class Batch(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Report(msgspec.Struct, forbid_unknown_fields=True):
-    """How a checked call ended. `duration_ms` as the agent measured it."""
+    """How a checked call ended: the one of `decision_id`, or of `tool_call_id` and `run_id`. `duration_ms` as the
+    agent measured it; `args_changed`: it ran with other arguments than those that were checked."""
 
-    decision_id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    decision_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
     outcome: Literal["ok", "error", "timeout", "cancelled"] = "ok"
     error: Annotated[str, msgspec.Meta(max_length=2000)] = ""
     duration_ms: Annotated[float, msgspec.Meta(ge=0, le=86_400_000)] = 0.0
-
-
-class _Open:
-    __slots__ = ("agent", "at", "org", "ticket")
-
-    def __init__(self, principal: Principal, ticket: Ticket, at: float) -> None:
-        self.org = principal.org
-        self.agent = principal.agent_id
-        self.ticket = ticket
-        self.at = at
+    tool_call_id: CallId = ""
+    run_id: CallId = ""
+    args_changed: bool = False
 
 
 class ChecksDoor:
@@ -104,6 +114,7 @@ class ChecksDoor:
         store: Store,
         *,
         siblings: bool = False,
+        holds: Callable[[], Holds | None] = lambda: None,
     ) -> None:
         self._store = store
         self._siblings = siblings
@@ -111,9 +122,10 @@ class ChecksDoor:
         self._identity = identity
         self._turnaway = turnaway
         self._body_limit = body_limit
-        self._open: OrderedDict[str, _Open] = OrderedDict()
         self.held: Held | None = None
-        self._drafts: dict[tuple[str, str], Draft] = {}
+        self._open = OpenChecks(lambda ticket: self._close(ticket, "unknown", "NOT_REPORTED", 0))
+        self._parking = Parking(proxy, self._open, holds)
+        self._plain = PlainChecks(proxy, identity, self._open, self._plainly, _answer)
 
     async def check(self, request: web.BaseRequest) -> web.StreamResponse:
         """`POST /api/engine/check-permission`."""
@@ -123,10 +135,10 @@ class ChecksDoor:
             noted, principal = await self._enter(request)
             value = await self._body(request, noted)
             if isinstance(value, dict) and "checks" in value:
-                batch = _convert(value, Batch)
+                batch = convert(value, Batch)
                 answers = [await self._one(request, noted, principal, check, started) for check in batch.checks]
                 return json_response(200, encode({"data": answers, "meta": {"total": len(answers)}}))
-            answer = await self._one(request, noted, principal, _convert(value, Check), started)
+            answer = await self._one(request, noted, principal, convert(value, Check), started)
             return json_response(200, encode({"data": answer}))
         except EnterpriseError as error:
             return await self._turnaway.refuse(request, error, principal, "", started)
@@ -137,7 +149,7 @@ class ChecksDoor:
         principal: Principal | None = None
         try:
             noted, principal = await self._enter(request)
-            report = _convert(await self._body(request, noted), Report)
+            report = named(principal, convert(await self._body(request, noted), Report))
             if not self._take(principal.org, principal.agent_id, report) and not await self._hand_over(
                 principal, report
             ):
@@ -159,16 +171,16 @@ class ChecksDoor:
         if known is not None:
             known.door = (generation, noted, principal)
             if request.raw_path == CHECK_PATH:
-                known.straight = self.straight
+                known.straight = self._plain
         return noted, principal
 
     def _take(self, org: str, agent: str, report: Report) -> bool:
         """Close the decision a report is about; False when it is not open here, or another agent's."""
-        opened = self._open.get(report.decision_id)
-        if opened is None or (opened.org, opened.agent) != (org, agent):
+        opened = self._open.take(org, agent, report.decision_id)
+        if opened is None:
             return False
-        del self._open[report.decision_id]
-        self._close(opened.ticket, report.outcome, report.error, int(report.duration_ms * 1000))
+        flags = ("args-changed",) if report.args_changed else ()
+        self._close(opened.ticket, report.outcome, report.error, int(report.duration_ms * 1000), flags)
         return True
 
     async def _hand_over(self, principal: Principal, report: Report) -> bool:
@@ -177,7 +189,7 @@ class ChecksDoor:
             return False
         left = CheckReport(
             org=principal.org, id=report.decision_id, agent=principal.agent_id, outcome=report.outcome,
-            error=report.error, duration_us=int(report.duration_ms * 1000),
+            error=report.error, duration_us=int(report.duration_ms * 1000), args_changed=report.args_changed,
         )  # fmt: skip
         try:
             await self._store.commit(Insert(CHECK_REPORTS, left))
@@ -195,7 +207,7 @@ class ChecksDoor:
 
     async def collect(self) -> None:
         """Take the reports that other workers left for this one. Called often where there are siblings."""
-        if not self._open or not self._siblings:
+        if not len(self._open) or not self._siblings:
             return
         page = await self._store.find(Query(CHECK_REPORTS, "waiting", {"state": "waiting"}, limit=200))
         for left in page.records:
@@ -205,7 +217,9 @@ class ChecksDoor:
                 await self._store.commit(Delete(CHECK_REPORTS, left.org, left.id))
             except Stale:
                 continue  # its sender gave up
-            report = Report(left.id, left.outcome, left.error, left.duration_us / 1000)
+            report = Report(
+                left.id, left.outcome, left.error, left.duration_us / 1000, args_changed=left.args_changed
+            )  # fmt: skip
             self._take(left.org, left.agent, report)
 
     async def _body(self, request: web.BaseRequest, noted: dict[bytes, bytes]) -> Any:
@@ -223,87 +237,89 @@ class ChecksDoor:
     async def _one(
         self, request: web.BaseRequest, noted: dict[bytes, bytes], principal: Principal, check: Check, started: int
     ) -> dict[str, Any]:
+        inner = PLAIN
+        if check.runtime or check.agent_id or check.tool_call_id or check.run_id or check.session_id or check.wait:
+            _examine(principal, check)
+            inner = unwrap(check.tool, check.args, check.runtime, check.tool_kind)
         if not check.tool.isprintable():
             raise ValidationFailed([("/tool", "invalid", "The tool's name has control characters.")])
-        raw = encode(check.args) if check.args else b""
+        tool, args = (check.tool, check.args) if inner is PLAIN else (inner.tool, inner.args)
+        raw = encode(args) if args else b""
         call_id = new_id("call")
         call = Call(
-            principal, check.tool, raw, id=call_id, at=time.time(), door="checks", ip=request.remote or "",
-            request_id=request_id(noted, call_id), trace_id=trace(noted, call_id)[0], args=check.args,
+            principal, tool, raw, id=call_id, at=time.time(), door="checks", ip=request.remote or "",
+            request_id=request_id(noted, call_id), trace_id=trace(noted, call_id)[0], args=args,
         )  # fmt: skip
+        if not check.tool_call_id:
+            return await self._said(call, await self._decide(call, check, inner, started))
+        return await self._hooked(call, check, inner, started)
+
+    async def _hooked(self, call: Call, check: Check, inner: Inner, started: int) -> dict[str, Any]:
+        """A hook's check: one that it asks again, one inside a wrapper that was judged already, or a new one."""
+        call.request_id = _shown(check.tool_call_id) or call.id
+        key = call_key(call.principal, check.run_id, check.tool_call_id)
+        what = digest(call.tool, bytes(call.raw))
+        decision = "" if inner.wrapped or inner.carrier else self._open.enter(key, what)
+        if decision:
+            return _answer(call, Verdict("allow", "wrapper", "ALLOWED", "Allowed with the call around it."), decision)
+        parked = self._open.parked(key, what, call.at)
+        if parked is None:
+            verdict = await self._decide(call, check, inner, started)
+            if verdict.effect == "hold":
+                parked = await self._parking.park(call, verdict, key, what)
+            if parked is None:
+                return _answer(call, verdict, wrapped=inner.wrapped)
+        ruled = await self._parking.wait(call, parked, key, check.wait, started)
+        if ruled.call is None:
+            return _answer(call, ruled.verdict, parked.decision, wrapped=inner.wrapped, approval=parked.approval)
+        verdict = ruled.verdict
+        if verdict.effect == "allow":
+            verdict = await self._remember(ruled.call, marked(verdict, check), len(ruled.call.raw), check, inner)
+        answer = _answer(ruled.call, verdict, wrapped=inner.wrapped)
+        if ruled.edited and verdict.effect == "allow":
+            answer["args"] = ruled.call.args
+        return answer
+
+    async def _decide(self, call: Call, check: Check, inner: Inner, started: int) -> Verdict:
+        """Judge, and write it down."""
         chain = self._proxy.chain
-        verdict = chain.decide(call)
+        if inner.carrier:
+            try:
+                await chain.admit(call.principal)  # Forbidden for an agent that may not work at all
+            except TimeoutError:
+                raise StoreUnavailable from None
+            verdict: Verdict | None = Verdict("allow", "carrier", "ALLOWED", "It only carries other calls.")
+        else:
+            verdict = chain.decide(call)
         if verdict is None:
             verdict = await chain.settle(call)
-        return await self._noted(call, verdict, len(raw), started)
+        verdict = await self._released(call, verdict)
+        return await self._noted(call, marked(verdict, check) if check.tool_call_id else verdict, check, inner, started)
 
-    async def _noted(self, call: Call, verdict: Verdict, size: int, started: int) -> dict[str, Any]:
-        """Write a decision down, and say it. Where people must be asked, they are."""
-        if verdict.effect == "hold" and self.held is not None:
-            verdict = await self.held.release(call, verdict)
+    async def _noted(self, call: Call, verdict: Verdict, check: Check, inner: Inner, started: int) -> Verdict:
+        """Write a decision down; the verdict that counts."""
         if verdict.effect == "allow":
-            verdict = await self._remember(call, verdict, size)
-        else:
-            verdict = await self._proxy.refuse(call, verdict, size, started)
+            return await self._remember(call, verdict, len(call.raw), check, inner)
+        return await self._proxy.refuse(call, verdict, len(call.raw), started)
+
+    async def _plainly(self, call: Call, verdict: Verdict, started: int) -> dict[str, Any]:
+        verdict = await self._released(call, verdict)
+        return await self._said(call, await self._noted(call, verdict, _NO_HOOK, PLAIN, started))
+
+    async def _released(self, call: Call, verdict: Verdict) -> Verdict:
+        """Allow a held check that needs nobody, or somebody approved."""
+        if verdict.effect == "hold" and self.held is not None:
+            return await self.held.release(call, verdict)
+        return verdict
+
+    async def _said(self, call: Call, verdict: Verdict) -> dict[str, Any]:
+        """The answer; where people must be asked, they are, and it says so."""
         answer = _answer(call, verdict)
         if verdict.effect == "hold" and self.held is not None:
             answer |= await self.held.checked(call, verdict)
         return answer
 
-    # -- without a coroutine ---------------------------------------------------------------------------------------
-    def straight(self, lane: Lane, known: Known, body: bytes) -> bool:
-        """One plain check on a fast lane whose head came before; False, and nothing was done, for any other. See
-        `doors.straight`."""
-        started = time.perf_counter_ns()
-        generation, _, principal = known.door
-        now = time.time()
-        journal, chain = self._proxy.journal, self._proxy.chain
-        if generation != self._identity.generation or principal.watched(now) or journal.needs_wait:
-            return False
-        try:
-            check = _check(body)
-            if _encode(check) != body or not check.args or not check.tool.isprintable():
-                return False
-        except ODD:
-            return False
-        raw = body[body.index(_ARGS) + len(_ARGS) : -1]
-        call_id = new_id("call")
-        call = Call(
-            principal, check.tool, raw, id=call_id, at=now, door="checks", ip=lane.remote, request_id=call_id,
-            trace_id=call_id[-32:], args=check.args,
-        )  # fmt: skip
-        verdict = chain.decide(call)
-        if verdict is None:
-            return False
-        try:
-            if verdict.effect != "allow":
-                raise JournalFull  # a refusal may have to wait too: both go on in a coroutine
-            ticket = self._begin(call, verdict, raw)
-        except JournalFull:
-            request = LaneRequest(lane, known, body)
-            lane.go_on(request, self._rest(call, verdict, len(raw), started))
-            return True
-        self._keep(call, ticket)
-        lane.answered(whole_response(encode({"data": _answer(call, verdict)})))
-        return True
-
-    def _begin(self, call: Call, verdict: Verdict, raw: bytes) -> Ticket:
-        """Raises JournalFull."""
-        journal = self._proxy.journal
-        key = (call.principal.key_id, call.tool)
-        draft = self._drafts.get(key)
-        if draft is None or draft.verdict is not verdict:
-            draft = Draft.of(call, verdict)
-            if draft is not None:
-                if len(self._drafts) >= MAX_DRAFTS:
-                    self._drafts.clear()
-                self._drafts[key] = draft
-        return journal.begin_as(draft, call, verdict, raw, len(raw))
-
-    async def _rest(self, call: Call, verdict: Verdict, size: int, started: int) -> web.StreamResponse:
-        return json_response(200, encode({"data": await self._noted(call, verdict, size, started)}))
-
-    async def _remember(self, call: Call, verdict: Verdict, size: int) -> Verdict:
+    async def _remember(self, call: Call, verdict: Verdict, size: int, check: Check, inner: Inner) -> Verdict:
         """Open the record of an allowed check; its report closes it."""
         journal = self._proxy.journal
         try:
@@ -314,49 +330,93 @@ class ChecksDoor:
             ticket = journal.begin(call, verdict, size)
         if journal.needs_wait:
             await journal.flushed()
-        self._keep(call, ticket)
+        opened = Opened(call.principal, ticket, call.at)
+        if not check.tool_call_id:
+            self._open.add(call.id, opened)
+            return verdict
+        inside = digest(call.tool, bytes(call.raw)) if inner.wrapped else ""
+        self._open.add(
+            call.id, opened, key=call_key(call.principal, check.run_id, check.tool_call_id), inside=inside
+        )  # fmt: skip
         return verdict
-
-    def _keep(self, call: Call, ticket: Ticket) -> None:
-        self._open[call.id] = _Open(call.principal, ticket, call.at)
-        if len(self._open) > MAX_OPEN:
-            self._close(self._open.popitem(last=False)[1].ticket, "unknown", "NOT_REPORTED", 0)
 
     def sweep(self, now: float) -> None:
         """Close what has waited too long for its report, as `unknown`. Called now and then."""
-        while self._open:
-            opened = next(iter(self._open.values()))
-            if now - opened.at < OPEN_SECONDS:
-                return
-            self._close(self._open.popitem(last=False)[1].ticket, "unknown", "NOT_REPORTED", 0)
+        self._open.sweep(now)
 
     def close_all(self) -> None:
         """At stop: what was not reported is unknown."""
-        while self._open:
-            self._close(self._open.popitem(last=False)[1].ticket, "unknown", "NOT_REPORTED", 0)
+        self._open.clear()
 
-    def _close(self, ticket: Ticket, outcome: Outcome, error: str, duration_us: int) -> None:
+    def _close(
+        self, ticket: Ticket, outcome: Outcome, error: str, duration_us: int, flags: tuple[str, ...] = ()
+    ) -> None:
         self._proxy.journal.finish(
-            ticket, outcome, status=0, error=error, duration_us=duration_us, upstream_us=0, response_bytes=0, flags=()
-        )
+            ticket, outcome, status=0, error=error, duration_us=duration_us, upstream_us=0, response_bytes=0,
+            flags=flags,
+        )  # fmt: skip
         self._proxy.metrics.call("checks", "allow", outcome)
 
 
-def _answer(call: Call, verdict: Verdict) -> dict[str, Any]:
+def _examine(principal: Principal, check: Check) -> None:
+    """What a type cannot say of a hook's check. Raises ValidationFailed."""
+    if not check.tool_call_id and (check.run_id or check.session_id or check.wait):
+        raise ValidationFailed([
+            (f"/{name}", "needs_tool_call_id", f"{name} belongs to a tool_call_id, which is missing.")
+            for name in ("run_id", "session_id", "wait") if getattr(check, name)
+        ])  # fmt: skip
+    if check.agent_id and check.agent_id not in {principal.agent_id, principal.agent_name}:
+        raise ValidationFailed([("/agent_id", "not_the_keys", "This API key is another agent's than the one named.")])
+
+
+def named(principal: Principal, report: Report) -> Report:
+    """A report with the name of its decision. Raises ValidationFailed when it has none, or two."""
+    if bool(report.decision_id) == bool(report.tool_call_id) or (report.run_id and not report.tool_call_id):
+        text = "Name the call by its decision_id, or by its tool_call_id and run_id."
+        raise ValidationFailed([("/decision_id", "required", text)])
+    if report.tool_call_id:
+        report.decision_id = alias(call_key(principal, report.run_id, report.tool_call_id))
+    return report
+
+
+_ODD: Final = re.compile(r"[^\w.:/|@=+-]", re.ASCII)
+
+
+def _shown(text: str) -> str:
+    """A runtime's id as it is kept on record: 64 harmless characters at most."""
+    return _ODD.sub("?", text[:64])
+
+
+def marked(verdict: Verdict, check: Check) -> Verdict:
+    """A verdict whose record says in which run and session of the runtime it was asked for, and how it was wrapped."""
+    marks = [f"{name}:{_shown(text)}" for name, text in (("run", check.run_id), ("session", check.session_id)) if text]
+    if check.runtime:
+        marks.insert(0, f"hook:{check.runtime}")
+    return msgspec.structs.replace(verdict, flags=(*verdict.flags, *marks))
+
+
+def _answer(
+    call: Call, verdict: Verdict, decision: str = "", *, wrapped: bool = False, approval: str = ""
+) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "allowed": verdict.effect == "allow",
         "requires_approval": verdict.effect == "hold",
         "reason": verdict.reason,
         "code": verdict.code,
-        "decision_id": call.id,
+        "decision_id": decision or call.id,
         "tool": call.tool,
     }
     if verdict.retry_after:
         answer["retry_after"] = round(verdict.retry_after, 3)
+    if wrapped:
+        answer["wrapped"] = True
+    if approval:
+        answer["approval_id"] = approval
+        answer["pending"] = verdict.effect == "hold"
     return answer
 
 
-def _convert(value: Any, kind: type[Any]) -> Any:
+def convert(value: Any, kind: type[Any]) -> Any:
     """A typed body. Raises ValidationFailed with the field's JSON Pointer."""
     try:
         return msgspec.convert(value, kind)

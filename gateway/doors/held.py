@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,10 +18,11 @@ from aiohttp import web
 
 from ...catalog.approvals import FINAL, Approval
 from ...catalog.calls import Call, Verdict
-from ...catalog.errors import EnterpriseError, NotFound
+from ...catalog.errors import EnterpriseError, NotFound, StoreError, StoreUnavailable
 from ...policies.chain import NON_IDEMPOTENT, Chain
 from ..approvals.engine import ApprovalEngine, Ask
 from ..approvals.runner import pin_for
+from ..holds import Ruling, State
 from ..wire import RawStream, json_response
 from .jsonrpc import encode, error_body
 from .mcpfacts import INTERNAL_ERROR, INVALID_PARAMS, META_CAPABILITIES, POLICY_DENIED, TOOL, Subject
@@ -230,6 +232,44 @@ class Held:
             text = f"{verdict.reason} {text}"
         full = f"{text} [{verdict.code}, decision {call_id}]"
         return said_no(subject, rpc_id, call_id, verdict.code, full, modern, about)
+
+
+RULINGS: Final[Mapping[str, tuple[State, str]]] = {
+    "pending": ("pending", ""),
+    "approved": ("approved", "A person approved this call."),
+    "executed": ("approved", ""),  # used up: nobody can claim it again
+    "rejected": ("denied", "A person rejected this call: {rejection}"),
+    "cancelled": ("denied", "This call was taken back."),
+    "expired": ("expired", ""),
+    "not_executed": ("expired", ""),
+}
+
+
+class CheckHolds:
+    """`gateway.holds.Holds` over the engine: for the checks of hooks, whose agents run their tools themselves."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+
+    async def hold(self, call: Call, verdict: Verdict) -> str:
+        """The approval's id. A repeat of a call that was decided a short while ago meets that decision."""
+        try:
+            approval, _ = await self._held.hold(call, verdict, "check", call.tool)
+        except StoreError:
+            raise
+        except (EnterpriseError, TimeoutError):  # no canonical form, too many waiting: nobody can be asked
+            raise StoreUnavailable from None
+        return approval.id
+
+    async def wait(self, org: str, approval_id: str, seconds: float) -> Ruling:
+        """As `gateway.holds.Holds.wait`. NotFound where it was pruned meanwhile."""
+        approval = await self._held.engine.wait(org, approval_id, seconds)
+        state, reason = RULINGS[approval.state]
+        return Ruling(state=state, reason=reason.format(rejection=_sentence(approval.rejection)))
+
+    async def claim(self, org: str, approval_id: str) -> bool:
+        engine = self._held.engine
+        return await engine.take(await engine.get(org, approval_id))
 
 
 def _sentence(text: str) -> str:

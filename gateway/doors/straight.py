@@ -49,7 +49,10 @@ _method_first: Final = re.compile(
     rb'\{"method":"tools/call","params":%b,"jsonrpc":"2\.0","id":%b\}' % (_PARAMS, _ID), re.DOTALL
 ).fullmatch
 _NONE: Final = b"-"
-"""A response head whose headers are not the same for everybody."""
+"""A response head that is not passed on as it is: its headers are not the same for everybody, or it has no length."""
+
+_CONTENTLESS: Final = frozenset({204, 304})
+"""Answers that may carry no Content-Length of ours (RFC 9110, section 8.6)."""
 
 log = structlog.get_logger()
 
@@ -120,7 +123,7 @@ class Straight:
         verdict = door.chain.decide(call)
         if verdict is None:
             return False
-        flight = Flight(call, verdict, started, lane, known, door, live, body, rpc_id)
+        flight = Flight(call, verdict, started, lane, known, door, entry, live, body, rpc_id)
         flight.begin(route)
         return True
 
@@ -135,11 +138,14 @@ class Straight:
 class Flight(Passed):
     """A judged call on its way: what its lane cancels, and what the pool tells of the answer."""
 
-    __slots__ = ("_begun", "_door", "_head", "_known", "_lane", "_live", "_over", "_rpc_id", "_sent", "body")
+    __slots__ = (
+        "_begun", "_closed", "_door", "_entry", "_head", "_known", "_lane", "_live", "_over", "_rpc_id", "_sent",
+        "body",
+    )  # fmt: skip
 
     def __init__(
-        self, call: Call, verdict: Verdict, started: int, lane: Lane, known: Known, door: McpDoor, live: Live,
-        body: bytes, rpc_id: bytes,
+        self, call: Call, verdict: Verdict, started: int, lane: Lane, known: Known, door: McpDoor, entry: Entry,
+        live: Live, body: bytes, rpc_id: bytes,
     ) -> None:  # fmt: skip
         self.call = call
         self.verdict = verdict
@@ -151,12 +157,15 @@ class Flight(Passed):
         self._lane = lane
         self._known = known
         self._door = door
+        #: Not `known.door`: another request with this head may find meanwhile that it means nothing any more.
+        self._entry = entry
         self._live = live
         self._rpc_id = rpc_id
         self._head = b""
         self._sent = 0
         self._begun: Begun | None = None
         self._over = False
+        self._closed = False
 
     def begin(self, route: Route) -> None:
         """Write down the intent and send, where both can be done at once."""
@@ -209,12 +218,18 @@ class Flight(Passed):
                 request, visit = self._visit()
                 self._lane.go_on(request, self._door.answer(visit, self, TOOL, self._id()))
                 return
-            self._door.proxy.finish(self, outcome_of(answer.status, body), answer.status, len(body))
+            outcome = outcome_of(answer.status, body)
+            self._closed = True
+            self._door.proxy.finish(self, outcome, answer.status, len(body))
             self._lane.answered(
                 b"%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n%b" % (block, self.call.id.encode(), len(body), body)
             )
         except Exception:
             log.exception("answer_failed", call=self.call.id)
+            answer.close()
+            if not self._closed:
+                self._closed = True
+                self._door.proxy.finish(self, "error", answer.status, len(answer.body or b""))
             self._lane.abort()
 
     def set_exception(self, error: BaseException, /) -> None:
@@ -237,7 +252,7 @@ class Flight(Passed):
     def _visit(self) -> tuple[LaneRequest, Visit]:
         request = LaneRequest(self._lane, self._known, self.body)
         request.started = self.started
-        return request, self._door.revisit(cast("web.BaseRequest", request), self._known.door, self._live, self.call)
+        return request, self._door.revisit(cast("web.BaseRequest", request), self._entry, self._live, self.call)
 
     def _id(self) -> Any:
         return msgspec.json.decode(self._rpc_id)
@@ -276,7 +291,7 @@ def _block(answer: Answer) -> bytes:
         return known.block
     headers = [header for header in answer.headers if header[0].lower() not in RESPONSE_DROP]
     block = status_line(answer.status) + encode_headers(headers)
-    if any(name.lower() == b"mcp-session-id" for name, _ in headers):
+    if answer.status in _CONTENTLESS or any(name.lower() == b"mcp-session-id" for name, _ in headers):
         block = _NONE
     if known is not None:
         known.block = block

@@ -45,6 +45,10 @@ class Head(Record, kw_only=True, omit_defaults=True):
     seq: int = 0
 
 
+class Step(Record, kw_only=True, omit_defaults=True):
+    seq: int = 0
+
+
 ITEMS = Entity(
     "item",
     Item,
@@ -66,8 +70,11 @@ LINES = Entity(
     append_only=True,
 )
 HEADS = Entity("head", Head)
+STEPS = Entity(
+    "step", Step, (Index("by_org", ("org",)), Index("chain", ("org",), sort="seq")), append_only=True, time_ordered="stp",
+)  # fmt: skip
 STRANGER = Entity("stranger", Head)
-MIGRATIONS = (Migration(1, (ITEMS, LINES, HEADS)),)
+MIGRATIONS = (Migration(1, (ITEMS, LINES, HEADS, STEPS)),)
 
 
 # -- backends ----------------------------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def check(*needs: Ability) -> Callable[[Callable[[Bench], Awaitable[None]]], Cal
 
 
 def every_check() -> list[Check]:
-    for module in ("checks_writes", "checks_appends", "checks_queries", "checks_life"):
+    for module in ("checks_writes", "checks_appends", "checks_encoded", "checks_queries", "checks_life"):
         import_module(f"{__package__ or 'agenticmail_enterprise.tests.contract'}.{module}")
     return CHECKS
 

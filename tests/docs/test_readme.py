@@ -23,7 +23,13 @@ from tests.docs.story import Story
 README = Page.read("README.md")
 BLOCKS = README.blocks()
 MCP_DOORS = {f"{method} /mcp{server}" for method in ("GET", "POST", "DELETE") for server in ("", "/{server}")}
-HOT = MCP_DOORS | {"GET /health", "GET /ready", "GET /metrics"}
+HOT = MCP_DOORS | {
+    "POST /tools/invoke",
+    "POST /openclaw/{upstream}/tools/invoke",
+    "GET /health",
+    "GET /ready",
+    "GET /metrics",
+}
 """What the edge serves besides the operations."""
 
 ENDPOINT = re.compile(r"(GET|POST|PUT|PATCH|DELETE) /\S*")
@@ -139,6 +145,9 @@ users change spare@acme.test --role viewer
 users link spare@acme.test --reset
 users disable-second-factor spare@acme.test --yes
 users delete spare@acme.test --yes
+upstreams add openclaw claw http://127.0.0.1:18789 --allow-private --no-refresh
+upstreams remove claw --yes
+openclaw --expect support-bot
 plugins list
 calls list --agent support-bot --effect deny
 version
@@ -222,6 +231,14 @@ def test_every_endpoint_of_the_table_answers(story: Story) -> None:
     ask("GET /api/keys/{id}", id=made)
     ask("DELETE /api/keys/{id}", id=made)
     tour_of_approvals(ask, agent)
+    assert ask("PUT /api/engine/hooks/{id}", id=agent)["data"]["state"] == "expected"
+    assert agent in {item["agent_id"] for item in ask("GET /api/engine/hooks")["data"]}
+    ask("DELETE /api/engine/hooks/{id}", status=204, id=agent)
+    beat = story.request(
+        "POST", "/api/engine/hooks/heartbeat", {"instance": "tour"}, {"X-API-Key": story.value("AGENT_KEY")}
+    )
+    assert beat[0] == 200, beat
+    toured.add("POST /api/engine/hooks/heartbeat")
     ask("DELETE /api/agents/{id}", status=204, id=agent)
 
     stdio = {"name": "tour", "kind": "mcp_stdio", "command": ["python", "-m", "agenticmail_enterprise.gateway.demo.mailserver",
@@ -263,6 +280,7 @@ def tour_of_approvals(ask: Any, agent: str) -> None:
     assert policy in {item["id"] for item in ask(f"GET {policies}")["data"]}
     ask(f"GET {policies}/{{id}}", id=policy)
     ask(f"PUT {policies}/{{id}}", {"name": "tour", "tools": ["tour__*"], "approvals": 2}, id=policy)
+    assert ask(f"PATCH {policies}/{{id}}", {"approvals": 1}, id=policy)["data"]["name"] == "tour"
     ask(f"DELETE {policies}/{{id}}", status=204, id=policy)
     call = {"agent_id": agent, "tool": "exec", "arguments": {"command": "ls"}}
     held = ask("POST /api/engine/approvals", call, 201)["data"]["id"]

@@ -106,8 +106,12 @@ def inspect(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     must(tops == {PACKAGE, info}, f"it holds one import name, {PACKAGE}", tops)
     inside = {name.removeprefix(f"{PACKAGE}/") for name in names if name.startswith(f"{PACKAGE}/")}
-    expected = {path.relative_to(ROOT).as_posix() for path in modules()} | {"py.typed"}
-    must(inside == expected, "it holds every module of the tree, py.typed, and nothing else", sorted(inside ^ expected))
+    expected = {path.relative_to(ROOT).as_posix() for path in (*modules(), *openclaw_plugin())} | {"py.typed"}
+    must(
+        inside == expected,
+        "it holds every module of the tree, OpenClaw's plugin, py.typed, and nothing else",
+        sorted(inside ^ expected),
+    )
     must(not any(name.startswith(NOT_SHIPPED) for name in inside), f"it holds none of {', '.join(NOT_SHIPPED)}")
     must(any(re.fullmatch(rf"{re.escape(info)}/licenses/LICENSE", name) for name in names), "it holds the licence")
     must(f"{COMMAND} = " in points, "it declares the command", points)
@@ -121,6 +125,11 @@ def modules() -> list[Path]:
     """The Python files that belong into the wheel."""
     packages = [path for path in ROOT.iterdir() if (path / "__init__.py").is_file() and path.name not in NOT_SHIPPED]
     return [ROOT / "__init__.py", *(file for package in packages for file in package.rglob("*.py"))]
+
+
+def openclaw_plugin() -> list[Path]:
+    """The plugin for OpenClaw: JavaScript, shipped as data."""
+    return [path for path in (ROOT / "adapters" / "openclaw_plugin").iterdir() if path.suffix in {".js", ".json"}]
 
 
 def installed(wheel: Path, folder: Path) -> Path:
@@ -148,6 +157,8 @@ def use(programs: Path, home: Path) -> None:
     """The command and the library, from the stranger's folder."""
     command = programs / COMMAND
     must("Commands:" in run([command, "--help"], home).stdout, "the command explains itself")
+    shown = json.loads(run([command, "openclaw", "--json"], home).stdout)
+    must((Path(shown["plugin"]) / "openclaw.plugin.json").is_file(), "it shows where OpenClaw finds the plugin", shown)
     version = json.loads(run([command, "version", "--json"], home).stdout)["version"]
     found = json.loads(run([programs / "python", "-c", PROBE], home).stdout)
     must(found["file"].startswith(str(programs.parent)), "the library comes from the wheel", found["file"])

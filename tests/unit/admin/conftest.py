@@ -33,6 +33,7 @@ from agenticmail_enterprise.catalog.records import (
     AUDIT,
     CALLS,
     CHAIN_HEADS,
+    HOOKS,
     KEYS,
     SESSIONS,
     TICKETS,
@@ -44,6 +45,7 @@ from agenticmail_enterprise.catalog.records import (
     AuditEntry,
     CallRecord,
     ChainHead,
+    HookPresence,
     Org,
     Session,
     Ticket,
@@ -56,6 +58,7 @@ from agenticmail_enterprise.gateway.accounts import Accounts
 from agenticmail_enterprise.gateway.approvals.canonical import digest_of
 from agenticmail_enterprise.gateway.approvals.engine import ApprovalEngine
 from agenticmail_enterprise.gateway.approvals.form import Form, seal, write
+from agenticmail_enterprise.gateway.hookwatch import HookWatch
 from agenticmail_enterprise.gateway.identity import Identity
 from agenticmail_enterprise.gateway.keys import KeySpec
 from agenticmail_enterprise.gateway.metrics import Metrics
@@ -141,6 +144,7 @@ class Site:
             store, self.runtime.vault, self.accounts_, self.runtime.identity, Settings().auth, passwords=cheap,
             on_change=changed, clock=self.clock, ticks=self.ticks,
         )  # fmt: skip
+        self.runtime.hooks = HookWatch(store, self.runtime.accounts, self.runtime.settings.hooks)
         self.store = store
         self.accounts: Accounts = self.runtime.accounts
         self.admin: Admin = create(self.runtime)
@@ -264,6 +268,7 @@ class Site:
                     definition=msgspec.json.encode(raw).decode(),
                 ),
             ),
+            Insert(HOOKS, HookPresence(org=org, id=examples.AGENT_ID, state="alive", seen_at=1_795_000_000_000)),
             Insert(CHAIN_HEADS, ChainHead(org=org, id="calls", seq=1, hash="h")),
         )  # fmt: skip
         form = Form(org=org, agent=examples.AGENT_ID, upstream="mail", kind="tool", name="send", tool="mail__send",

@@ -41,7 +41,15 @@ RIGHTS: dict[tuple[str, str], list[str]] = {
     ],
     ("settings:read", "admin"): ["get_settings"],
     ("settings:write", "admin"): ["replace_settings", "patch_settings"],
-    ("gateway:call", "owner"): ["check_permission", "report_tool_call"],
+    ("approvals:read", "member"): ["list_approvals", "get_approval", "list_grants", "list_grant_proposals"],
+    ("approvals:request", "member"): ["request_approval"],
+    ("approvals:decide", "member"): ["decide_approval", "decide_approvals", "create_grant", "revoke_grant"],
+    ("approval-policies:read", "member"): ["list_approval_policies", "get_approval_policy", "list_channels"],
+    ("approval-policies:write", "admin"): [
+        "create_approval_policy", "replace_approval_policy", "patch_approval_policy", "delete_approval_policy",
+        "create_channel", "delete_channel",
+    ],
+    ("gateway:call", "owner"): ["check_permission", "report_tool_call", "get_approval_result"],
 }  # fmt: skip
 
 ANYBODY = {

@@ -20,9 +20,17 @@ def answer(request, result):
 
 
 def grandchild():
-    """One that holds our pipes and does not care about signals that can be ignored."""
-    code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('', flush=True); time.sleep(600)"
-    return subprocess.Popen([sys.executable, "-S", "-c", code]).pid
+    """One that holds our pipes and does not care about signals that can be ignored (from now on: it says so first)."""
+    deaf, say = os.pipe()
+    code = (
+        "import os,signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('', flush=True); "
+        f"os.write({say}, b'.'); os.close({say}); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-S", "-c", code], pass_fds=[say])
+    os.close(say)
+    os.read(deaf, 1)
+    os.close(deaf)
+    return child.pid
 
 
 def open_files():
