@@ -20,6 +20,7 @@ from ..policies.pluginhost import PluginHost
 from .accounts import Accounts
 from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
+from .doors.http.door import HttpDoor
 from .doors.mcp import McpDoor
 from .doors.siblings import Siblings
 from .doors.stdio import StdioLive
@@ -60,6 +61,7 @@ class Runtime:
     mcp: McpDoor
     aggregate: AggregateDoor
     checks: ChecksDoor
+    rest: HttpDoor
     _opened: list[Any]
 
     @classmethod
@@ -160,6 +162,7 @@ class Runtime:
             self.proxy, self.identity, Turnaway(self.proxy, "checks"), limit, self.store,
             siblings=self.settings.server.workers > 1,
         )  # fmt: skip
+        self.rest = HttpDoor(self.proxy, self.identity, self.upstreams, limit)
 
     def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
         return StdioLive(record, secrets, adapter("upstreams.mux"), self.siblings)

@@ -165,7 +165,7 @@ async def _upstream(registry: Registry, record: Upstream) -> Finding:
 
 async def _reach(record: Upstream) -> str:
     """Where an upstream is, as far as that can be found out without calling it. Raises EnterpriseError."""
-    if record.kind == "mcp_http":
+    if record.kind != "mcp_stdio":
         parts = split_url(record.url)
         host = canonical_host(parts.hostname or "")
         port = parts.port or DEFAULT_PORTS[parts.scheme]
