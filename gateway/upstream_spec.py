@@ -88,7 +88,11 @@ def destination(spec: UpstreamSpec) -> tuple[str, ...]:
 
 def spec_of(record: Upstream) -> UpstreamSpec:
     """A record as the spec that would make it again; its secrets are left out, so that they stay."""
-    names = [field.name for field in msgspec.structs.fields(UpstreamSpec) if field.name not in {"command", "secrets", "openapi"}]
+    names = [
+        field.name
+        for field in msgspec.structs.fields(UpstreamSpec)
+        if field.name not in {"command", "secrets", "openapi"}
+    ]
     fields = {name: getattr(record, name) for name in names}
     return UpstreamSpec(**fields, command=(record.command, *record.args) if record.command else ())
 
@@ -130,7 +134,6 @@ def _route_faults(spec: UpstreamSpec) -> list[FieldError]:
         faults.append(("/url", "invalid", "The URL of an HTTP API has no query: it is where its routes begin."))
     return [("/openapi", "invalid", f"{path}: {text}") if given and path.startswith("/routes") else (path, code, text)
             for path, code, text in faults]  # fmt: skip
-
 
 
 def _bounds(spec: UpstreamSpec) -> list[FieldError]:

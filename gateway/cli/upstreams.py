@@ -75,8 +75,9 @@ def add_http(
 @click.argument("name")
 @click.argument("url")
 @click.option("--routes", "routes_file", type=click.Path(exists=True, dir_okay=False), help="A JSON file of routes.")
-@click.option("--openapi", "openapi_file", type=click.Path(exists=True, dir_okay=False),
-              help="An OpenAPI 3.x document, as JSON.")
+@click.option(
+    "--openapi", "openapi_file", type=click.Path(exists=True, dir_okay=False), help="An OpenAPI 3.x document, as JSON."
+)
 @click.option("--header", "headers", type=PAIR, multiple=True, help="A plain header to send. May be repeated.")
 @click.option("--allow-private", is_flag=True, help="Permit loopback and private addresses.")
 @click.option("--no-verify-tls", is_flag=True, help="Accept any certificate.")

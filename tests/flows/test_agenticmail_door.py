@@ -82,11 +82,9 @@ async def test_every_recorded_pair_passes_as_it_is(desk: Desk) -> None:
 
 async def directly(desk: Desk, pair: dict[str, Any]) -> Answer:
     headers = {"Authorization": f"Bearer {KEYS[pair['key']]}"} if pair["key"] else {}
-    async with aiohttp.ClientSession() as http:
-        async with http.request(
-            pair["method"], desk.api.root + pair["path"], json=pair["request"], headers=headers
-        ) as answer:
-            return Answer(answer.status, answer.headers, await answer.read())
+    asked = (pair["method"], desk.api.root + pair["path"])
+    async with aiohttp.ClientSession() as http, http.request(*asked, json=pair["request"], headers=headers) as answer:
+        return Answer(answer.status, answer.headers, await answer.read())
 
 
 async def test_master_pairs_pass_with_the_gateways_own_credential(tmp_path: Path) -> None:

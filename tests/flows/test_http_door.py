@@ -109,7 +109,9 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
 
 
 async def test_a_request_is_forwarded_as_it_was_judged(shop: Shop) -> None:
-    answer = await shop.ask("POST", "/http/shop/customers/7/invoices", b'{ "amount" : 9.5, "note":"\\u0041" }', Cookie="a=b")
+    answer = await shop.ask(
+        "POST", "/http/shop/customers/7/invoices", b'{ "amount" : 9.5, "note":"\\u0041" }', Cookie="a=b"
+    )
     assert (answer.status, answer.json["body"]) == (200, {"amount": 9.5, "note": "A"})
     ((method, target, headers, body),) = shop.api.seen
     assert (method, target, body) == ("POST", "/v1/customers/7/invoices", b'{"amount":9.5,"note":"A"}')
@@ -168,7 +170,8 @@ async def test_the_same_tools_over_mcp_are_judged_the_same(shop: Shop) -> None:
         read = await client.call_tool("shop__get_customer", {"id": 7, "limit": 5, "expand": "a b"})
         assert read.structured_content["did"] == "GET /v1/customers/7?expand=a%20b&limit=5"
         over = await client.call_tool("shop__create_invoice", {"id": 7, "amount": 900})
-        assert over.is_error and "ARGUMENT_DENIED" in over.content[0].text
+        assert over.is_error
+        assert "ARGUMENT_DENIED" in over.content[0].text
         odd = await client.call_tool("shop__create_invoice", {"id": "7/../8", "amount": 9})
         assert odd.is_error
     await shop.ask("POST", "/http/shop/customers/7/invoices", {"amount": 9.5})
@@ -176,8 +179,9 @@ async def test_the_same_tools_over_mcp_are_judged_the_same(shop: Shop) -> None:
     assert first == last
     assert len(shop.api.seen) == 3
     rows = await shop.house.records(5)
-    assert [row.args_digest for row in rows if row.outcome == "ok" and row.tool == "shop__create_invoice"][0]
-    assert {row.door for row in rows} == {"mcp", "http"}
+    done = [row for row in rows if row.outcome == "ok" and row.tool == "shop__create_invoice"]
+    assert len({row.args_digest for row in done}) == 1
+    assert sorted(row.door for row in done) == ["http", "mcp"]
 
 
 async def test_they_are_also_one_mcp_server(shop: Shop) -> None:
@@ -229,7 +233,9 @@ async def test_an_openapi_document_registers_by_the_api(tmp_path: Path) -> None:
         assert [route["tool"] for route in data["routes"]] == ["showPet", "changePet"]
         assert data["listing"]["tools"] == 2
         await house.runtime.epochs.look()
-        shop = Shop(house, api, await house.agent("vet", Profile(tools=ToolRule(allow=("pets__*",)), max_risk="critical")))
+        shop = Shop(
+            house, api, await house.agent("vet", Profile(tools=ToolRule(allow=("pets__*",)), max_risk="critical"))
+        )
         assert (await shop.ask("PATCH", "/http/pets/pets/4", {"name": "Tom", "age": 3})).status == 200
         assert (await shop.ask("PATCH", "/http/pets/pets/4", {"name": "Tom", "wild": True})).status == 422
         assert (await shop.ask("POST", "/http/pets/upload", {})).status == 403

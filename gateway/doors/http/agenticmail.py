@@ -40,8 +40,8 @@ _TEXTS: Final = frozenset({"subject", "text", "html", "inReplyTo", "sendAt"})
 _ATTACHMENT: Final = frozenset({"filename", "contentType", "encoding", "content"})
 _ENCODINGS: Final = frozenset({"base64", "utf-8", "utf8"})
 STRUCTURED: Final = frozenset({
-    "metadata", "variables", "conditions", "actions", "payload", "outputSchema", "result", "policy", "columns", "column",
-    "rows", "where", "set", "operations", "params", "purchase", "summary",
+    "metadata", "variables", "conditions", "actions", "payload", "outputSchema", "result", "policy", "columns",
+    "column", "rows", "where", "set", "operations", "params", "purchase", "summary",
 })  # fmt: skip
 """Fields that are objects, or lists of them. Everywhere else an object would be read as something else than data."""
 
@@ -125,8 +125,10 @@ def _attachments(value: Any, faults: list[FieldError]) -> None:
         if not isinstance(part, dict) or not all(isinstance(inner, str) for inner in part.values()):
             faults.append((at, "type", "An attachment is an object whose members are strings."))
             continue
-        for name in sorted(part.keys() - _ATTACHMENT):
-            faults.append((f"{at}/{name}", "unknown", f"{name} is no documented member of an attachment."))
+        faults += [
+            (f"{at}/{name}", "unknown", f"{name} is no documented member of an attachment.")
+            for name in sorted(part.keys() - _ATTACHMENT)
+        ]
         if "content" not in part:
             faults.append((f"{at}/content", "required", "content is missing."))
         if part.get("encoding", "utf-8") not in _ENCODINGS:
@@ -158,9 +160,11 @@ def complete(route: Route, shaped: dict[str, Any], sent: dict[str, Any]) -> dict
     for name in ADDRESSES:
         if name in sent and name not in shaped:
             whole[name] = _addresses(name, sent[name], faults)
-    for name in _TEXTS & sent.keys():
-        if not isinstance(sent[name], str):
-            faults.append((f"/{name}", "type", f"{name} must be a string."))
+    faults += [
+        (f"/{name}", "type", f"{name} must be a string.")
+        for name in sorted(_TEXTS & sent.keys())
+        if not isinstance(sent[name], str)
+    ]
     if "attachments" in sent:
         _attachments(sent["attachments"], faults)
     if faults:

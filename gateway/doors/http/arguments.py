@@ -64,9 +64,7 @@ def _walk(value: Any, depth: int) -> None:
             _walk(inner, depth + 1)
 
 
-def gather(
-    route: Route, path: dict[str, str], target: Target, body: dict[str, Any] | None
-) -> dict[str, Any]:
+def gather(route: Route, path: dict[str, str], target: Target, body: dict[str, Any] | None) -> dict[str, Any]:
     """One set of arguments. Raises ValidationFailed for a name that is given in two places or is none of the route's,
     and for values that are not of their type."""
     if body is not None and route.method not in BODIED:
@@ -153,7 +151,11 @@ def declared(route: Route) -> dict[str, Field]:
 
 
 def write(
-    route: Route, arguments: dict[str, Any], query: Iterable[str] = (), *, bodied: bool | None = None,
+    route: Route,
+    arguments: dict[str, Any],
+    query: Iterable[str] = (),
+    *,
+    bodied: bool | None = None,
     slashes: frozenset[str] = frozenset(),
 ) -> tuple[str, bytes]:
     """(target below the upstream's base, body) of the request that checked arguments mean. `query`: names of an open
@@ -165,7 +167,7 @@ def write(
         segments.append(word or _segment(name, rest.pop(name), name in slashes))
     named = [*(field.name for field in route.query), *query]
     if route.method not in BODIED:
-        named = list(rest)
+        named += [name for name in rest if name not in named]
     pairs = {name: _text(name, rest.pop(name)) for name in named if name in rest}
     target = "/" + "/".join(segments) + write_query(pairs)
     wants = bool(rest) or (bool(route.body) or route.open if bodied is None else bodied)

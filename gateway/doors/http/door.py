@@ -165,7 +165,8 @@ class HttpDoor:
 
     async def _serve(self, visit: Visit, rest: str) -> web.StreamResponse:
         live, principal = visit.live, visit.principal
-        assert live is not None and principal is not None  # noqa: S101 - set by _enter
+        assert live is not None  # noqa: S101 - set by _enter
+        assert principal is not None  # noqa: S101 - set by _enter
         target = read_target(rest)
         route, path = live.table.match(visit.request.method, target)
         body = await read_body(visit.request, self._limit)

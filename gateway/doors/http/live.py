@@ -28,6 +28,9 @@ AGENTICMAIL: Final = "agenticmail"
 CLIENT_PATIENCE: Final = 20.0
 """Seconds that an AgenticMail call may take: its clients give up after 30, and a call may need a look-up before."""
 
+CACHEABLE: Final = frozenset({"server/discover", "tools/list"})
+"""Results that say at 2026-07-28 how long they hold."""
+
 MAX_RESULT: Final = 4 * 1024 * 1024
 _JSON: Final = b"application/json"
 
@@ -194,6 +197,8 @@ class ToolWire:
         if isinstance(payload, dict):
             if modern:
                 payload.setdefault("resultType", "complete")
+                if message["method"] in CACHEABLE:
+                    payload |= {"ttlMs": 0, "cacheScope": "private"}
             payload = encode({"jsonrpc": "2.0", "id": message["id"], "result": payload})
         return Answer(200, b"OK", [(b"Content-Type", _JSON)], payload, len(payload), _JSON)
 

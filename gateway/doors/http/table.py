@@ -7,10 +7,10 @@ parameter's value is refused: servers that ignore case would take it for the wor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
-from ....catalog.errors import BadRequest, FieldError, UndocumentedRoute, ValidationFailed
+from ....catalog.errors import BadRequest, FieldError, UndocumentedRoute
 from ....catalog.routes import Route
 from .targets import Target, value_of
 
@@ -122,25 +122,21 @@ def _field_faults(at: str, route: Route, parameters: list[str]) -> list[FieldErr
     faults: list[FieldError] = []
     names = [*parameters, *(field.name for field in (*route.query, *route.body))]
     folded = [name.casefold() for name in names]
-    for name in sorted({name for name in names if folded.count(name.casefold()) > 1}):
-        faults.append((at, "duplicate", f"The argument {name!r} is given in two places."))
-    for field in route.path_fields:
-        if field.name not in parameters:
-            faults.append((f"{at}/path_fields", "unknown", f"The path has no parameter {field.name!r}."))
-    for part, fields in (("path_fields", route.path_fields), ("query", route.query)):
-        for field in fields:
-            if field.type not in SCALARS:
-                faults.append((f"{at}/{part}", "invalid", f"{field.name!r} must be a string, number or boolean here."))
+    faults += [
+        (at, "duplicate", f"The argument {name!r} is given in two places.")
+        for name in sorted({name for name in names if folded.count(name.casefold()) > 1})
+    ]
+    faults += [
+        (f"{at}/path_fields", "unknown", f"The path has no parameter {field.name!r}.")
+        for field in route.path_fields
+        if field.name not in parameters
+    ]
+    faults += [
+        (f"{at}/{part}", "invalid", f"{field.name!r} must be a string, number or boolean here.")
+        for part, fields in (("path_fields", route.path_fields), ("query", route.query))
+        for field in fields
+        if field.type not in SCALARS
+    ]
     if route.body and route.method not in BODIED:
         faults.append((f"{at}/body", "invalid", f"{route.method} takes no body."))
     return faults
-
-
-def check(routes: Iterable[Route]) -> None:
-    """Raises ValidationFailed with every fault."""
-    faults = faults_of(routes)
-    if faults:
-        raise ValidationFailed(faults)
-
-
-ByTool = Mapping[str, Route]
