@@ -79,8 +79,9 @@ class Upstream(Record, kw_only=True, omit_defaults=True):
     """A server behind the gateway. `name` is its id in URLs and tool names: [a-z0-9][a-z0-9-]*.
 
     `routes` are those of a plain HTTP API (http). `secrets` holds header values (mcp_http, http) or environment values
-    (mcp_stdio), each encrypted at rest; `headers` and `env` hold the plain ones. `allow_private` permits loopback and private addresses; cloud metadata addresses stay
-    refused whatever is set. `catalog="agenticmail"`: its tools carry the catalog's own ids (`send_email`).
+    (mcp_stdio), each encrypted at rest; `headers` and `env` hold the plain ones. `allow_private` permits
+    loopback and private addresses; cloud metadata addresses stay refused whatever is set. `catalog="agenticmail"`: its
+    tools carry the catalog's own ids (`send_email`).
     """
 
     name: str = ""

@@ -48,7 +48,9 @@ VALUES = st.recursive(
     max_leaves=6,
 )  # fmt: skip
 ADDRESSES = st.one_of(
-    st.sampled_from(["a@b.c", "A <a@B.c>", '"x, y" <a@b.c>', "a@b.c, d@e.f", "g: a@b.c;", "a@b.c (x)", "a@b@c", "<a@b.c>"]),
+    st.sampled_from(
+        ["a@b.c", "A <a@B.c>", '"x, y" <a@b.c>', "a@b.c, d@e.f", "g: a@b.c;", "a@b.c (x)", "a@b@c", "<a@b.c>"]
+    ),
     st.text(alphabet='ab@.,<>"() :;\\\u0430', max_size=14),
 )
 BODIES = st.dictionaries(
@@ -61,7 +63,9 @@ def generous(method: str, target: str) -> tuple[Route, dict[str, str]] | None:
     """How Express reads a target: case and a trailing slash do not matter, first route wins, parameters decoded."""
     path = target.partition("?")[0]
     for route in sorted(ROUTES, key=lambda one: [bool(name) for _, name in template(one.path)]):
-        pattern = "".join("/" + (re.escape(word) if word else f"(?P<{name}>[^/]+)") for word, name in template(route.path))
+        pattern = "".join(
+            "/" + (re.escape(word) if word else f"(?P<{name}>[^/]+)") for word, name in template(route.path)
+        )
         found = re.fullmatch(pattern + "/?", path, re.IGNORECASE)
         if found and route.method == method:
             return route, {name: unquote(value) for name, value in found.groupdict().items()}
