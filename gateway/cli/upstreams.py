@@ -383,7 +383,8 @@ def view(record: Upstream) -> dict[str, Any]:
                      "timeout_ms", "connect_timeout_ms", "max_connections", "pin_policy", "catalog", "created_at")
     }  # fmt: skip
     command = [record.command, *record.args] if record.command else []
-    return {**shown, "command": command, "secrets": dict.fromkeys(record.secrets, KEPT)}
+    return {**shown, "command": command, "routes": len(record.routes),
+            "secrets": dict.fromkeys(record.secrets, KEPT)}  # fmt: skip
 
 
 def where(row: dict[str, Any]) -> str:

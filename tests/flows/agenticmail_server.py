@@ -36,6 +36,7 @@ class Recorded:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         self.answers: dict[tuple[str, str], tuple[int, Any]] = {}
+        self.hold: asyncio.Event | None = None
         self._queues: list[asyncio.Queue[bytes]] = []
         self.url = ""
 
@@ -72,6 +73,8 @@ class Recorded:
         path = request.raw_path.partition("?")[0].rstrip("/").casefold()
         if path == "/api/agenticmail/events":
             return await self._stream(request)
+        if self.hold is not None and request.method == "GET" and "/drafts/" in path:
+            await self.hold.wait()
         for (method, place), (status, said) in self.answers.items():
             if (method, "/api/agenticmail" + place) == (request.method, path):
                 return web.json_response(said, status=status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -396,6 +397,34 @@ async def test_events_stream_redacted_and_five_at_most(desk: Desk) -> None:
     again = await desk.house.http.get(url, headers=headers)
     assert again.status == 200
     again.close()
+
+
+async def test_streams_end_with_the_gateway_and_are_on_record(desk: Desk) -> None:
+    await desk.agent("alice", ALL, ALICE)
+    stream = await desk.house.http.get(f"{BASE}/events", headers={"Authorization": f"Bearer {ALICE}"})
+    await asyncio.wait_for(stream.content.readuntil(b"\n\n"), 30)
+    desk.house.runtime.rest.end_streams()
+    with contextlib.suppress(aiohttp.ClientError):
+        await asyncio.wait_for(stream.content.read(), 30)
+    (record,) = await desk.house.records(1)
+    assert record.outcome == "cancelled"
+
+
+async def test_a_draft_does_not_change_between_being_judged_and_being_sent(desk: Desk) -> None:
+    await desk.agent("alice", COLLEAGUES, ALICE)
+    desk.api.answers["GET", "/drafts/d1"] = (200, {**DRAFT, "to_addr": "bob@acme.test"})
+    desk.api.answers["POST", "/drafts/d1/send"] = desk.api.answers["PUT", "/drafts/d1"] = (200, {"ok": True})
+    desk.api.hold = asyncio.Event()
+    send = asyncio.ensure_future(desk.ask("POST", f"{BASE}/drafts/d1/send", {}))
+    while not desk.api.seen:
+        await asyncio.sleep(0.01)
+    change = asyncio.ensure_future(desk.ask("PUT", f"{BASE}/drafts/d1", {"to": "bob@acme.test", "subject": "other"}))
+    for _ in range(3):  # other calls pass meanwhile, so the change had its chance
+        assert (await desk.ask("GET", f"{BASE}/accounts/me")).status == 200
+    desk.api.hold.set()
+    assert {(await send).status, (await change).status} == {200}
+    drafts = [method for method, target, _, _ in desk.api.seen if "/drafts/" in target]
+    assert drafts == ["GET", "POST", "PUT"]
 
 
 def test_the_recording_is_grown() -> None:
