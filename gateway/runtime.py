@@ -21,6 +21,7 @@ from .accounts import Accounts
 from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
 from .doors.hooks import HooksDoor
+from .doors.http.door import HttpDoor
 from .doors.mcp import McpDoor
 from .doors.openclaw import OpenClawDoor
 from .doors.siblings import Siblings
@@ -71,6 +72,7 @@ class Runtime:
     hooks: HookWatch
     holds: Holds | None
     """The engine of approvals; None: held calls are refused."""
+    rest: HttpDoor
     _opened: list[Any]
 
     @classmethod
@@ -184,6 +186,7 @@ class Runtime:
         self.openclaw = OpenClawDoor(
             self.proxy, self.chain, self.identity, self.upstreams, Turnaway(self.proxy, "openclaw"), limit
         )
+        self.rest = HttpDoor(self.proxy, self.identity, self.upstreams, limit)
 
     def _spawn(self, record: Upstream, secrets: dict[str, str]) -> Forwarder:
         return StdioLive(record, secrets, adapter("upstreams.mux"), self.siblings)

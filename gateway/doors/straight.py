@@ -138,7 +138,8 @@ class Flight(Passed):
     """A judged call on its way: what its lane cancels, and what the pool tells of the answer."""
 
     __slots__ = (
-        "_begun", "_closed", "_door", "_entry", "_head", "_known", "_lane", "_live", "_over", "_rpc_id", "_sent", "body",
+        "_begun", "_closed", "_door", "_entry", "_head", "_known", "_lane", "_live", "_over", "_rpc_id", "_sent",
+        "body",
     )  # fmt: skip
 
     def __init__(
