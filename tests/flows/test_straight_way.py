@@ -26,6 +26,7 @@ from agenticmail_enterprise.catalog.profiles import Profile, RateLimit, ToolRule
 from agenticmail_enterprise.catalog.records import CALLS, CallRecord
 from agenticmail_enterprise.catalog.store import Query
 from agenticmail_enterprise.gateway.accounts import Assignment
+from agenticmail_enterprise.gateway.doors import straight
 from agenticmail_enterprise.gateway.doors.straight import Straight
 from agenticmail_enterprise.gateway.settings import JournalSettings, ServerSettings
 from agenticmail_enterprise.gateway.upstream_spec import UpstreamSpec
@@ -778,3 +779,21 @@ async def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path, ways: li
             assert (await client.reply()).body.startswith(answer_to(sent))
         assert told.stage.seen[3:] == list(range(10, number + 1))
         assert (await client.straight(2000)).body == answer_to(2000)
+
+
+async def test_names_and_heads_that_agents_choose_take_bounded_memory(
+    tmp_path: Path, ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(straight, "MAX_ROUTES", 30)
+    async with story(tmp_path, ways) as told:
+        client = await told.client()
+        largest = 0
+        for length in range(1, 12):
+            for number in range(7):
+                named = body_of(10).replace(b"read_mail", b"%d" % number + b"x" * length)
+                client.writer.write(request(told.key, named))
+                assert (await client.reply()).body == answer_to(10)
+            known = told.house.server._lanes.heads.values()
+            largest = max(largest, sum(len(one.straight._routes) for one in known if one.straight is not None))  # type: ignore[attr-defined]
+        assert len(told.house.server._lanes.heads) >= 11
+        assert 20 < largest <= 30
