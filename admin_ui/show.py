@@ -29,6 +29,7 @@ from ..catalog.records import (
     User,
     UserStatus,
 )
+from ..catalog.routes import Route
 from ..gateway.upstream_spec import KEPT
 
 Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
@@ -198,6 +199,7 @@ class UpstreamOut(msgspec.Struct, kw_only=True):
     max_connections: int
     pin_policy: PinPolicy
     catalog: str
+    routes: tuple[Route, ...]
     created_at: Time
     updated_at: Time
     version: int
@@ -211,8 +213,8 @@ def upstream(record: Upstream, listing: ListingOut | None = None) -> UpstreamOut
         env=record.env, secrets=dict.fromkeys(record.secrets, KEPT), allow_private=record.allow_private,
         verify_tls=record.verify_tls, timeout_ms=record.timeout_ms, connect_timeout_ms=record.connect_timeout_ms,
         max_connections=record.max_connections, pin_policy=record.pin_policy, catalog=record.catalog,
-        created_at=moment(record.created_at), updated_at=moment(record.updated_at), version=record.version,
-        listing=listing,
+        routes=record.routes, created_at=moment(record.created_at), updated_at=moment(record.updated_at),
+        version=record.version, listing=listing,
     )  # fmt: skip
 
 

@@ -99,6 +99,12 @@ class HostRefused(Forbidden):
     code = "HOST_REFUSED"
 
 
+class UndocumentedRoute(Forbidden):
+    """No documented route has this method and path, so no tool answers for it."""
+
+    code = "ROUTE_UNDOCUMENTED"
+
+
 class NotFound(EnterpriseError):
     """There is no such thing here."""
 

@@ -11,11 +11,12 @@ import msgspec
 
 from .approvals import APPROVAL_ENTITIES, APPROVALS_SINCE
 from .profiles import Profile, Risk, SideEffect
+from .routes import Route
 from .store import Entity, Index, Record
 
 AgentStatus = Literal["active", "suspended", "archived"]
 KeyKind = Literal["agent", "program"]
-UpstreamKind = Literal["mcp_http", "mcp_stdio", "openclaw"]
+UpstreamKind = Literal["mcp_http", "mcp_stdio", "openclaw", "http"]
 ToolKind = Literal["tool", "resource", "template", "prompt"]
 PinPolicy = Literal["flag", "hold"]
 Role = Literal["viewer", "member", "admin", "owner"]
@@ -24,7 +25,7 @@ SessionKind = Literal["token", "page"]
 TicketPurpose = Literal["invite", "reset", "sign_in"]
 Effect = Literal["allow", "deny", "hold"]
 Outcome = Literal["ok", "error", "denied", "held", "not_sent", "timeout", "broken", "cancelled", "unknown"]
-Door = Literal["mcp", "checks", "openclaw"]
+Door = Literal["mcp", "checks", "openclaw", "http", "agenticmail"]
 HookState = Literal["expected", "alive", "silent", "stopped"]
 
 
@@ -83,12 +84,12 @@ class ApiKey(Record, kw_only=True, omit_defaults=True):
 
 
 class Upstream(Record, kw_only=True, omit_defaults=True):
-    """An MCP server behind the gateway. `name` is its id in URLs and tool names: [a-z0-9][a-z0-9-]*.
+    """A server behind the gateway. `name` is its id in URLs and tool names: [a-z0-9][a-z0-9-]*.
 
-    `secrets` holds header values (mcp_http) or environment values (mcp_stdio), each encrypted at rest; `headers` and
-    `env` hold the plain ones. `allow_private` permits loopback and private addresses; cloud metadata addresses stay
-    refused whatever is set. `kind="openclaw"`: `url` is the base of an OpenClaw gateway.
-    `catalog="agenticmail"`: its tools carry the catalog's own ids (`send_email`).
+    `routes` are those of a plain HTTP API (http). `secrets` holds header values (mcp_http, http) or environment values
+    (mcp_stdio), each encrypted at rest; `headers` and `env` hold the plain ones. `allow_private` permits
+    loopback and private addresses; cloud metadata addresses stay refused whatever is set. `catalog="agenticmail"`: its
+    tools carry the catalog's own ids (`send_email`). `kind="openclaw"`: `url` is the base of an OpenClaw gateway.
     """
 
     name: str = ""
@@ -108,6 +109,7 @@ class Upstream(Record, kw_only=True, omit_defaults=True):
     max_connections: int = 100
     pin_policy: PinPolicy = "flag"
     catalog: str = ""
+    routes: tuple[Route, ...] = ()
 
 
 class ToolRecord(Record, kw_only=True, omit_defaults=True):

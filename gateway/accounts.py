@@ -35,7 +35,8 @@ from ..catalog.records import (
 from ..catalog.store import GLOBAL, MAX_PAGE, Delete, Insert, Query, Replace, Store, Write
 from ..policies.validation import validate_profile
 from .changes import ATTEMPTS, ROOM, Changes, Clock
-from .keys import KeySpec, checked, narrowed, new_secret, to_record
+from .keys import MIN_FOREIGN, KeySpec, checked, foreign_digest, narrowed, new_secret, to_record
+from .scopes import CALL
 
 if TYPE_CHECKING:
     from .passwords import Passwords
@@ -316,6 +317,19 @@ class Accounts:
         secret = new_secret()
         record = to_record(spec, org, new_id("key"), secret, created_by=created_by, now=self._changes.now())
         return _first(await self._changes.commit(Insert(KEYS, record)), ApiKey), secret
+
+    async def adopt(self, org: str, agent_id: str, key: str, *, created_by: str, name: str = "") -> ApiKey:
+        """Let an agent's own AgenticMail key (`ak_...`) stand for it at the AgenticMail door. Only a digest is kept.
+        ValidationFailed; Conflict when the key stands for an agent already."""
+        if not key.startswith("ak_") or len(key) < MIN_FOREIGN or not key.isascii() or not key.isprintable():
+            raise ValidationFailed([("/key", "invalid", "This is no AgenticMail key of an agent (ak_...).")])
+        agent: Agent | None = await self._store.get(AGENTS, org, agent_id)
+        if agent is None or agent.status == "archived":
+            raise ValidationFailed([("/agent_id", "unknown_agent", f"There is no agent {agent_id!r} to stand for.")])
+        spec = KeySpec(agent_id=agent_id, name=name or "AgenticMail key", scopes=(CALL,))
+        record = to_record(spec, org, new_id("key"), key, created_by=created_by, now=self._changes.now())
+        record.digest, record.prefix = foreign_digest(key), "ak_"
+        return _first(await self._changes.commit(Insert(KEYS, record)), ApiKey)
 
     async def key(self, org: str, key_id: str) -> ApiKey:
         """One key's record. NotFound."""

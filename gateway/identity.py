@@ -18,7 +18,7 @@ from ..catalog.errors import Unauthenticated
 from ..catalog.records import AGENTS, KEYS, Agent, ApiKey
 from ..catalog.store import Query, Store
 from .doors.headers import api_key
-from .keys import well_formed
+from .keys import foreign_digest, well_formed
 from .scopes import CALL as CALL_SCOPE
 
 MAX_PRINCIPALS: Final = 50_000
@@ -75,8 +75,21 @@ class Identity:
         principal = self.known(key)
         if principal is not None:
             return principal
-        digest = hashlib.sha256(key.encode("utf-8", "replace")).digest()
-        if digest in self._unknown or not well_formed(key):
+        if not well_formed(key):
+            raise Unauthenticated("This API key is not valid.")
+        return await self._of_digest(hashlib.sha256(key.encode("utf-8", "replace")).digest())
+
+    async def of_foreign(self, key: str) -> Principal:
+        """The principal that a key of another product stands for (`Accounts.adopt`). Raises as `of_key`. Its digest is
+        of another kind than our own keys', so at no other door does it mean anything."""
+        digest = bytes.fromhex(foreign_digest(key))
+        principal = self._principals.get(digest)
+        if principal is not None and not principal.expired(self._clock()):
+            return principal
+        return await self._of_digest(digest)
+
+    async def _of_digest(self, digest: bytes) -> Principal:
+        if digest in self._unknown:
             raise Unauthenticated("This API key is not valid.")
         generation = self.generation
         principal = await self._load(digest)

@@ -68,6 +68,16 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+MIN_FOREIGN: Final = 16
+"""Characters that a foreign key needs at least: a shorter one could be guessed from its digest."""
+
+
+def foreign_digest(key: str) -> str:
+    """What is stored of a key of another product that stands for an agent here: SHA-256 in hex, of another domain than
+    `digest_of`, so that the key opens only the door that looks for such keys."""
+    return hashlib.sha256(b"foreign-key\0" + key.encode("utf-8", "replace")).hexdigest()
+
+
 def _base62(number: int, width: int) -> str:
     chars = []
     for _ in range(width):

@@ -18,7 +18,7 @@ from ..catalog.records import TOOLS, UPSTREAMS, Upstream
 from ..catalog.store import MAX_PAGE, Delete, Insert, Query, Replace, Store
 from .changes import ATTEMPTS, ROOM, Changes, Clock
 from .tools_registry import ToolsRegistry
-from .upstream_spec import KEPT, UpstreamSpec, destination, faults_of
+from .upstream_spec import KEPT, UpstreamSpec, destination, faults_of, routes_of
 from .vault import Aad, Vault
 
 
@@ -149,6 +149,7 @@ class Registry:
         """Put a spec that was found without fault into its record."""
         for field in _PLAIN:
             setattr(record, field, getattr(spec, field))
+        record.routes = routes_of(spec)
         record.command = spec.command[0] if spec.command else ""
         record.args = spec.command[1:]
         fresh = {name: value for name, value in _given(spec).items() if name not in kept}

@@ -27,6 +27,7 @@ from .doors.aggregate import AggregateDoor
 from .doors.checks import ChecksDoor
 from .doors.held import CheckHolds, Held
 from .doors.hooks import HooksDoor
+from .doors.http.door import HttpDoor
 from .doors.mcp import McpDoor
 from .doors.once import OnceDoor
 from .doors.openclaw import OpenClawDoor
@@ -79,6 +80,7 @@ class Runtime:
     hooks: HookWatch
     holds: Holds | None
     """The engine of approvals; None: held calls are refused."""
+    rest: HttpDoor
     _opened: list[Any]
 
     @classmethod
@@ -206,6 +208,7 @@ class Runtime:
         self.openclaw = OpenClawDoor(
             self.proxy, self.chain, self.identity, self.upstreams, Turnaway(self.proxy, "openclaw"), limit
         )
+        self.rest = HttpDoor(self.proxy, self.identity, self.upstreams, limit)
 
         self.mcp.held = self.checks.held = self.held
         self.mcp.once = self.once

@@ -36,6 +36,10 @@ SERVER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 KEEPALIVE_SECONDS: Final = 75.0
 SWEEP_SECONDS: Final = 0.2
+HOT: Final = (
+    "/mcp", "/http", "/api/agenticmail", "/api/engine/check-permission", "/api/engine/tool-calls", "/tools/invoke",
+    OPENCLAW,
+)  # fmt: skip
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -166,6 +170,8 @@ class Edge:
         handler = self.exact.get(path)
         if handler is not None:
             return await handler(request)
+        if self.runtime.rest.serves(path):
+            return await self.runtime.rest.handle(request)
         if means_a_hot_door(path):
             return await self._refuse(request, NotFound("There is no such endpoint; paths are exact and lower-case."))
         return await self._admin(request)
@@ -253,9 +259,7 @@ def means_a_hot_door(path: str) -> bool:
         plain = "/" + plain.partition("://")[2].partition("/")[2]
     plain = "/" + normpath("/" + plain.partition("?")[0].partition("#")[0]).strip("/ \0")
     plain = plain.replace("/api/v1/", "/api/", 1) if plain.startswith("/api/v1/") else plain
-    return plain.startswith(
-        ("/mcp", "/api/engine/check-permission", "/api/engine/tool-calls", "/tools/invoke", OPENCLAW)
-    )
+    return plain.startswith(HOT)
 
 
 def _host_name(value: str) -> str:
@@ -353,6 +357,7 @@ class Server:
         """Stop accepting, let calls in flight finish within `stop_grace`, cut the rest (recorded too), close all."""
         self.edge.stopping = True
         self.runtime.aggregate.end_streams()
+        self.runtime.rest.end_streams()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._site is not None:

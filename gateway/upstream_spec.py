@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from ..catalog.errors import AddressRefused, FieldError, ValidationFailed
 from ..catalog.records import PinPolicy, Upstream, UpstreamKind
+from ..catalog.routes import Routes
 from .addresses import check_url, split_url
+from .doors.http.openapi import NotUsable, import_routes
+from .doors.http.table import faults_of as route_faults
 from .wire import HOP_BY_HOP
 
 UPSTREAM_NAME: Final = r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)"
@@ -37,6 +40,9 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _MAX_VALUE: Final = 8192
+MAX_ROUTES_SIZE: Final = 256 * 1024
+"""Bytes of a route table as JSON: with the rest of its record it stays below DynamoDB's 400 KB an item."""
+
 
 Named = Annotated[dict[str, str], msgspec.Meta(max_length=50)]
 Argument = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -45,7 +51,9 @@ Argument = Annotated[str, msgspec.Meta(max_length=4096)]
 class UpstreamSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An upstream as a person describes it. `command` is a program and its arguments, never a line for a shell.
 
-    `headers` and `secrets` are header values (mcp_http, openclaw), `env` and `secrets` environment values (mcp_stdio).
+    `headers` and `secrets` are header values (mcp_http, http, openclaw), `env` and `secrets` those of the environment
+    (mcp_stdio).
+    `routes` are a plain HTTP API's (http); `openapi`, an OpenAPI 3.x document, is read into routes and not kept.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=UPSTREAM_NAME, description=_NAMED)]
@@ -64,6 +72,8 @@ class UpstreamSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     pin_policy: PinPolicy = "flag"
     catalog: Literal["", "agenticmail"] = ""
+    routes: Routes = ()
+    openapi: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 def destination(spec: UpstreamSpec) -> tuple[str, ...]:
@@ -79,7 +89,11 @@ def destination(spec: UpstreamSpec) -> tuple[str, ...]:
 
 def spec_of(record: Upstream) -> UpstreamSpec:
     """A record as the spec that would make it again; its secrets are left out, so that they stay."""
-    names = [field.name for field in msgspec.structs.fields(UpstreamSpec) if field.name not in {"command", "secrets"}]
+    names = [
+        field.name
+        for field in msgspec.structs.fields(UpstreamSpec)
+        if field.name not in {"command", "secrets", "openapi"}
+    ]
     fields = {name: getattr(record, name) for name in names}
     return UpstreamSpec(**fields, command=(record.command, *record.args) if record.command else ())
 
@@ -88,7 +102,39 @@ def faults_of(spec: UpstreamSpec) -> list[FieldError]:
     """Everything that is wrong with a spec; empty when nothing is. Types and bounds are checked here too."""
     faults = [*_bounds(spec)]
     faults += _stdio_faults(spec) if spec.kind == "mcp_stdio" else _http_faults(spec)
+    if spec.kind == "http":
+        faults += _route_faults(spec)
+    else:
+        faults += [
+            (f"/{field}", "not_for_mcp", f"An upstream of kind {spec.kind} has no {field}.")
+            for field, given in (("routes", spec.routes), ("openapi", not isinstance(spec.openapi, msgspec.UnsetType)))
+            if given
+        ]
     return faults
+
+
+def routes_of(spec: UpstreamSpec) -> Routes:
+    """The routes of an HTTP upstream: those given, or those of its OpenAPI document. Raises NotUsable."""
+    return spec.routes if isinstance(spec.openapi, msgspec.UnsetType) else import_routes(spec.openapi)
+
+
+def _route_faults(spec: UpstreamSpec) -> list[FieldError]:
+    given = not isinstance(spec.openapi, msgspec.UnsetType)
+    if spec.catalog:
+        return [("/routes", "not_here", "AgenticMail's routes are known.")] if spec.routes or given else []
+    if bool(spec.routes) == given:
+        return [("/routes", "required", "Give routes, or an openapi document, and not both.")]
+    try:
+        routes = routes_of(spec)
+    except NotUsable as error:
+        return [("/openapi", "invalid", str(error))]
+    if len(msgspec.json.encode(routes)) > MAX_ROUTES_SIZE:
+        return [("/routes", "too_large", f"The routes are larger than {MAX_ROUTES_SIZE} bytes.")]
+    faults = route_faults(routes)
+    if "?" in spec.url:
+        faults.append(("/url", "invalid", "The URL of an HTTP API has no query: it is where its routes begin."))
+    return [("/openapi", "invalid", f"{path}: {text}") if given and path.startswith("/routes") else (path, code, text)
+            for path, code, text in faults]  # fmt: skip
 
 
 def _bounds(spec: UpstreamSpec) -> list[FieldError]:

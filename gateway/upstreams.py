@@ -19,6 +19,7 @@ from ..catalog.errors import EnterpriseError, NotFound, UpstreamError
 from ..catalog.records import ORGS, UPSTREAMS, Org, Upstream, UpstreamKind
 from ..catalog.store import GLOBAL, MAX_PAGE, Query, Store
 from ..policies.resilience import CircuitBreaker
+from .doors.http.live import HttpLive
 from .doors.jsonrpc import encode
 from .doors.mcpfacts import LISTS
 from .mcpclient import Lines, Link
@@ -213,7 +214,8 @@ class Upstreams:
             origin, max_connections=record.max_connections, connect_timeout=record.connect_timeout_ms / 1000,
             allow_private=record.allow_private, verify_tls=record.verify_tls, breaker=CircuitBreaker(),
         )  # fmt: skip
-        return Live(record, pool, origin, {**record.headers, **secrets})
+        kind = HttpLive if record.kind == "http" else Live
+        return kind(record, pool, origin, {**record.headers, **secrets})
 
     def _retire(self, live: Forwarder) -> None:
         """Close in the background: calls in flight may finish."""

@@ -82,6 +82,26 @@ def domains(text: str) -> list[str]:
     return [_one(part) for part in _split(text)]
 
 
+def canonical(text: str) -> list[tuple[str, str]]:
+    """(display name, address) of every address in a string, the domain in canonical form; "" for no name. Raises
+    BadAddress."""
+    if len(text) > MAX_TEXT:
+        raise BadAddress("the list of addresses is too long")
+    if not text.isprintable():
+        raise BadAddress("it has control characters or line breaks")
+    found: list[tuple[str, str]] = []
+    for part in _split(text):
+        domain = _one(part)
+        name, opened, address = part.strip(" ").removesuffix(">").rpartition("<")
+        if not opened:
+            name, address = "", part.strip(" ")
+        name = name.strip(" ").strip('"').strip(" ")
+        if "=?" in name:
+            raise BadAddress("its display name is an encoded word")
+        found.append((name, f"{address.rpartition('@')[0]}@{domain}"))
+    return found
+
+
 def _split(text: str) -> list[str]:
     """At the commas outside quotes."""
     if '"' not in text:

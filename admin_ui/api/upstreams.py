@@ -67,6 +67,8 @@ async def _upstream_now(ctx: Context, patch: Mapping[str, Any]) -> tuple[Upstrea
     spec = spec_of(record)
     if "secrets" in patch:  # those that the patch does not name stay
         spec.secrets = dict.fromkeys(record.secrets, KEPT)
+    if "openapi" in patch or patch.get("kind", record.kind) != "http":
+        spec.routes = ()  # read anew from the document, or meant for another kind
     return spec, record.version
 
 

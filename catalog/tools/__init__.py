@@ -2,8 +2,8 @@
 
 * `ALL_TOOLS`: the 167 of the published catalog, in three groups: `openclaw` (63 tools of AgenticMail's OpenClaw
   plugin), `agenticmail-mcp` (62 tools of its MCP server) and `shell` (42 commands of its prompt).
-* `CURRENT_TOOLS`: what exists today beside them: OpenClaw's own 61 (`openclaw-core`), and 65 newer AgenticMail tools.
-* `TOOL_INDEX`: every tool by id; what the policy engine, the skills and the API read. 291 entries.
+* `CURRENT_TOOLS`: what exists today beside them: OpenClaw's own 61 (`openclaw-core`), and 72 newer AgenticMail tools.
+* `TOOL_INDEX`: every tool by id; what the policy engine, the skills and the API read. 298 entries.
 * `OPENCLAW_SIDE`: every tool that an OpenClaw agent can see, for OpenClaw's own allow and deny lists.
 * `entry`: how a row becomes a `Tool`; `openclaw`, `agenticmail_mcp`, `shell`, `openclaw_core`, `agenticmail`: rows.
 
@@ -27,7 +27,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ..calls import Tool
-from .agenticmail import CURRENT_MCP_TOOLS, CURRENT_PLUGIN_TOOLS
+from .agenticmail import CURRENT_MCP_TOOLS, CURRENT_PLUGIN_TOOLS, CURRENT_REST_TOOLS
 from .agenticmail_mcp import MCP_TOOLS
 from .entry import by_id
 from .openclaw import OPENCLAW_TOOLS
@@ -36,7 +36,12 @@ from .shell import SHELL_COMMANDS
 
 ALL_TOOLS: Final[tuple[Tool, ...]] = (*OPENCLAW_TOOLS, *MCP_TOOLS, *SHELL_COMMANDS)
 
-CURRENT_TOOLS: Final[tuple[Tool, ...]] = (*OPENCLAW_CORE_TOOLS, *CURRENT_PLUGIN_TOOLS, *CURRENT_MCP_TOOLS)
+CURRENT_TOOLS: Final[tuple[Tool, ...]] = (
+    *OPENCLAW_CORE_TOOLS,
+    *CURRENT_PLUGIN_TOOLS,
+    *CURRENT_MCP_TOOLS,
+    *CURRENT_REST_TOOLS,
+)
 
 TOOL_INDEX: Final[Mapping[str, Tool]] = MappingProxyType(
     by_id(
@@ -44,6 +49,7 @@ TOOL_INDEX: Final[Mapping[str, Tool]] = MappingProxyType(
         *MCP_TOOLS,
         *CURRENT_PLUGIN_TOOLS,
         *CURRENT_MCP_TOOLS,
+        *CURRENT_REST_TOOLS,
         *OPENCLAW_CORE_TOOLS,
         *SHELL_COMMANDS,
     )

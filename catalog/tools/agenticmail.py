@@ -11,7 +11,7 @@ from typing import Final
 
 from ..calls import Tool
 from .agenticmail_mcp import PLUGIN_PREFIX
-from .entry import MCP, OPENCLAW, row_of, twin
+from .entry import MCP, OPENCLAW, REST, row_of, twin
 
 _row = row_of(OPENCLAW)
 _mcp = row_of(MCP)
@@ -195,6 +195,16 @@ _MCP_ONLY = (
         "financial",
     ),
 )
+
+_REST_ONLY = (
+    "check_activity", "get_thread_id", "resume_agent", "save_thread_memory", "setup_operator_email", "stop_agent",
+    "tail_worker",
+)  # fmt: skip
+
+CURRENT_REST_TOOLS: Final[tuple[Tool, ...]] = tuple(
+    twin(tool, PLUGIN_PREFIX + tool.id, REST) for tool in _MCP_ONLY if tool.id in _REST_ONLY
+)
+"""7 tools that the REST door calls by the plugin's kind of name, though the plugin does not offer them."""
 
 CURRENT_PLUGIN_TOOLS: Final[tuple[Tool, ...]] = _BOTH
 """26 tools of the OpenClaw plugin."""

@@ -11,6 +11,7 @@ import click
 from ...catalog.records import AGENTS, KEYS, Agent, ApiKey
 from ..keys import DEFAULT_DAYS, KeySpec
 from ..scopes import CALL, SCOPES
+from .args import from_environment, from_files
 from .common import ACTOR, Common, House, common_options, confirm, house, run
 from .output import emit_json, facts, moment, say, table
 
@@ -56,6 +57,36 @@ def create(
     facts([("API key", secret), ("Id", record.id), ("For", owner or "a program"), ("Scopes", ", ".join(record.scopes)),
            ("Expires", moment(record.expires_at) or "never")])  # fmt: skip
     say("The key is shown this once. Keep it.", "bold")
+
+
+@keys.command("adopt")
+@click.option("--agent", metavar="AGENT", required=True, help="The agent (name or id) that the key stands for.")
+@click.option("--from-env", "variable", metavar="VARIABLE", help="The environment variable that holds the key.")
+@click.option("--from-file", "file", type=click.Path(exists=True, dir_okay=False), help="A file that holds it.")
+@click.option("--name", default="", help="What it is for.")
+@common_options
+def adopt(common: Common, agent: str, variable: str | None, file: str | None, name: str) -> None:
+    """Let an agent's own AgenticMail key (ak_...) stand for it at /api/agenticmail. Only a digest is stored."""
+    if (variable is None) == (file is None):
+        raise click.UsageError("Give --from-env or --from-file: a key on the command line would be seen by others.")
+    source = from_environment((("key", variable),)) if variable else from_files((("key", str(file)),))
+
+    async def work() -> tuple[ApiKey, str]:
+        async with house(common) as own:
+            owner = await own.agent(agent)
+            async with own.deed("key.adopt") as deed:
+                deed.details["agent"] = owner.id
+                record: ApiKey = await own.accounts.adopt(
+                    own.org, owner.id, source["key"].strip(), created_by=ACTOR, name=name
+                )
+                deed.resource = record.id
+            return record, owner.name
+
+    record, owner = run(work())
+    if common.json:
+        emit_json(view(record, owner))
+        return
+    say(f"The AgenticMail key ...{record.last4} stands for {owner} at /api/agenticmail ({record.id}).")
 
 
 @keys.command("list")

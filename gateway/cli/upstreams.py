@@ -1,4 +1,4 @@
-"""`upstreams`: MCP servers behind the gateway, and the tools they offer."""
+"""`upstreams`: servers behind the gateway, MCP or plain HTTP, and the tools they offer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 from ...catalog.errors import Conflict, NotFound, UpstreamError
 from ...catalog.profiles import Risk, SideEffect
 from ...catalog.records import PinPolicy, ToolRecord, Upstream
+from ...catalog.routes import Route
 from ..tools_registry import Correction
 from ..upstream_spec import KEPT, UpstreamSpec, spec_of
 from ..upstreams import ListingReport, Upstreams
@@ -25,7 +26,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 @click.group()
 def upstreams() -> None:
-    """MCP servers behind the gateway, and their tools."""
+    """Servers behind the gateway (MCP, or plain HTTP APIs), and their tools."""
 
 
 @upstreams.group("add")
@@ -85,6 +86,45 @@ def add_openclaw(common: Common, name: str, url: str, headers: Pairs, allow_priv
     _add(common, spec, refresh=not (shared["no_refresh"] or shared["disabled"]))
 
 
+@add.command("api")
+@click.argument("name")
+@click.argument("url")
+@click.option("--routes", "routes_file", type=click.Path(exists=True, dir_okay=False), help="A JSON file of routes.")
+@click.option(
+    "--openapi", "openapi_file", type=click.Path(exists=True, dir_okay=False), help="An OpenAPI 3.x document, as JSON."
+)
+@click.option("--header", "headers", type=PAIR, multiple=True, help="A plain header to send. May be repeated.")
+@click.option("--allow-private", is_flag=True, help="Permit loopback and private addresses.")
+@click.option("--no-verify-tls", is_flag=True, help="Accept any certificate.")
+@_add_options
+@common_options
+def add_api(
+    common: Common, name: str, url: str, routes_file: str | None, openapi_file: str | None, headers: Pairs,
+    allow_private: bool, no_verify_tls: bool, **shared: Any,
+) -> None:  # fmt: skip
+    """Register a plain HTTP API, by its routes or its OpenAPI document; or AgenticMail's (--catalog agenticmail).
+
+    Agents reach it at /http/NAME/... and as tools at /mcp; AgenticMail's at /api/agenticmail/...
+    """
+    given: dict[str, Any] = {}
+    if routes_file:
+        given["routes"] = _read(routes_file, tuple[Route, ...])
+    if openapi_file:
+        given["openapi"] = _read(openapi_file, dict[str, Any])
+    spec = UpstreamSpec(
+        name=name, kind="http", url=url, headers=dict(headers), allow_private=allow_private,
+        verify_tls=not no_verify_tls, **given, **_shared(shared),
+    )  # fmt: skip
+    _add(common, spec, refresh=not (shared["no_refresh"] or shared["disabled"]))
+
+
+def _read(file: str, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(Path(file).read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeError) as error:
+        raise click.UsageError(f"{file} cannot be read: {error}") from None
+
+
 @add.command("stdio", context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)
@@ -127,9 +167,15 @@ def _add(common: Common, spec: UpstreamSpec, *, refresh: bool) -> None:
     if common.json:
         emit_json({**view(record), "refresh": report})
         return
-    say(f"Registered {record.name}: agents reach it at /mcp/{record.name}.")
+    say(f"Registered {record.name}: agents reach it at {_reached(record)}.")
     if report is not None:
         _say_report(record, report)
+
+
+def _reached(record: Upstream) -> str:
+    if record.kind != "http":
+        return f"/mcp/{record.name}"
+    return "/api/agenticmail" if record.catalog else f"/http/{record.name}, and its tools at /mcp"
 
 
 @upstreams.command("list")
@@ -352,7 +398,8 @@ def view(record: Upstream) -> dict[str, Any]:
                      "timeout_ms", "connect_timeout_ms", "max_connections", "pin_policy", "catalog", "created_at")
     }  # fmt: skip
     command = [record.command, *record.args] if record.command else []
-    return {**shown, "command": command, "secrets": dict.fromkeys(record.secrets, KEPT)}
+    return {**shown, "command": command, "routes": len(record.routes),
+            "secrets": dict.fromkeys(record.secrets, KEPT)}  # fmt: skip
 
 
 def where(row: dict[str, Any]) -> str:

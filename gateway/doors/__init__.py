@@ -8,6 +8,7 @@
 * `aggregate`: `/mcp`, all servers an agent may use behind one endpoint, tools named `server__tool`. `aggregate_calls`,
   `aggregate_lists`: its calls and lists; `aggregate_streams`, `aggregate_session`: its streams.
 * `watch`: what servers tell of changes, heard once for all agents. `siblings`: requests that belong to another worker.
+* `http/`: `/http/{upstream}/*` and `/api/agenticmail/*`: REST requests as governed calls, and routes as MCP tools.
 * `checks`: `/api/engine/check-permission` and the outcome report, for tools an agent runs itself.
   `wrapped`: OpenClaw's wrapped calls by what is inside. `checks_open`, `checks_holds`: decisions that wait for a
   report, and held calls that wait for an approval.

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from weakref import WeakSet
 
 import msgspec
 import structlog
@@ -37,8 +38,9 @@ from .relay import outcome_of
 if TYPE_CHECKING:
     from .mcp import Entry, McpDoor, Visit
 
-MAX_ROUTES: Final = 256
-"""Tools remembered per request head; past it the table starts afresh. Agents choose the names they ask for."""
+MAX_ROUTES: Final = 10_000
+"""Tools remembered per worker, for all request heads: about 25 MB at most. Past it all tables start afresh: agents
+choose the names they ask for, and the heads."""
 
 _ID: Final = rb'(?P<id>0|[1-9][0-9]{0,14}|"[A-Za-z0-9_.:-]{1,64}")'
 _PARAMS: Final = rb'\{"name":"(?P<name>[A-Za-z0-9_.-]{1,128})","arguments":(?P<args>\{.+\})\}'
@@ -73,7 +75,10 @@ class Straight:
     """For one request head that came before. Call it with a lane and a body: False, and nothing was done, when this
     request is not for the straight way."""
 
-    __slots__ = ("_door", "_entry", "_routes", "_said")
+    __slots__ = ("__weakref__", "_door", "_entry", "_routes", "_said")
+
+    made: ClassVar[int] = 0
+    """Routes made since the tables were empty."""
 
     def __init__(self, door: McpDoor, entry: Entry) -> None:
         self._door = door
@@ -128,11 +133,19 @@ class Straight:
         return True
 
     def _route(self, name: bytes, live: Live) -> Route:
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
+        if Straight.made >= MAX_ROUTES:
+            Straight.made = 0
+            for other in list(_tables):
+                other._routes.clear()
+        Straight.made += 1
+        _tables.add(self)
         head = live.start(b"POST", self._entry.forward)
         route = self._routes[name] = Route(live, live.prefix + TOOL.prefix + name.decode(), head)
         return route
+
+
+_tables: Final[WeakSet[Straight]] = WeakSet()
+"""Those that remember a route."""
 
 
 class Flight(Passed):

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from ...catalog.calls import Call, Code, Principal, Verdict
-from ...catalog.errors import EnterpriseError, Forbidden, NotFound, StoreUnavailable, Unauthenticated
+from ...catalog.errors import EnterpriseError, Forbidden, NotFound, StoreUnavailable, Unauthenticated, UndocumentedRoute
 from ...catalog.ids import new_id
 from ...catalog.records import Door
 from ...catalog.store import GLOBAL
@@ -23,6 +23,7 @@ CODES: Final[dict[type[EnterpriseError], Code]] = {
     Unauthenticated: "UNAUTHENTICATED",
     NotFound: "NOT_FOUND",
     StoreUnavailable: "POLICY_STALE",
+    UndocumentedRoute: "TOOL_UNKNOWN",
 }
 
 

@@ -66,7 +66,7 @@ def start_gateway(upstream_url: str) -> tuple[str, dict[str, str], Callable[[], 
     def stop() -> None:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(15)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
         folder.cleanup()

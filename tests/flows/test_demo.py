@@ -23,7 +23,7 @@ def demo(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 
 def call_api(url: str, key: str) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"X-API-Key": key}), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"X-API-Key": key}), timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -74,7 +74,7 @@ def test_it_plays_again_on_what_is_there_with_new_keys_and_goes_on_serving(tmp_p
         assert body["meta"]["total"] == 8
         assert call_api(f"{second['url']}/api/keys", second["operator_key"])[0] == 403  # it reads, it mints nothing
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         if process.poll() is None:
             process.kill()
@@ -96,7 +96,7 @@ def test_people_see_reason_remedy_record_and_what_to_try(tmp_path: Path) -> None
             if "goes on serving" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr.read() == ""
     finally:
         if process.poll() is None:

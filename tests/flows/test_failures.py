@@ -473,7 +473,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str) -> PluginSettings:
     ours = list(pluginhost.entry_points(group=ENTRY_POINT_GROUP))
     point = Point(name=name, value=f"elsewhere.plugins:{name}", group=ENTRY_POINT_GROUP)
     monkeypatch.setattr(pluginhost, "entry_points", lambda group: [*ours, point])
-    return PluginSettings(guards=("argument-rules", name, "rate-limits"), guard_timeout=0.1)
+    return PluginSettings(guards=("argument-rules", name, "rate-limits"), guard_timeout=0.5)
 
 
 async def test_plugin_guard_raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from agenticmail_enterprise.catalog.profiles import Profile, RateLimit, ToolRule
 from agenticmail_enterprise.catalog.records import CALLS, CallRecord
 from agenticmail_enterprise.catalog.store import Query
 from agenticmail_enterprise.gateway.accounts import Assignment
+from agenticmail_enterprise.gateway.doors import straight
+from agenticmail_enterprise.gateway.doors.checks import ChecksDoor
 from agenticmail_enterprise.gateway.doors.straight import Straight
 from agenticmail_enterprise.gateway.settings import JournalSettings, ServerSettings
 from agenticmail_enterprise.gateway.upstream_spec import UpstreamSpec
@@ -778,3 +780,130 @@ async def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path, ways: li
             assert (await client.reply()).body.startswith(answer_to(sent))
         assert told.stage.seen[3:] == list(range(10, number + 1))
         assert (await client.straight(2000)).body == answer_to(2000)
+
+
+async def test_names_and_heads_that_agents_choose_take_bounded_memory(
+    tmp_path: Path, ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(straight, "MAX_ROUTES", 30)
+    async with story(tmp_path, ways) as told:
+        client = await told.client()
+        largest = 0
+        for length in range(1, 12):
+            for number in range(7):
+                named = body_of(10).replace(b"read_mail", b"%d" % number + b"x" * length)
+                client.writer.write(request(told.key, named))
+                assert (await client.reply()).body == answer_to(10)
+            known = told.house.server._lanes.heads.values()
+            largest = max(largest, sum(len(one.straight._routes) for one in known if one.straight is not None))  # type: ignore[attr-defined]
+        assert len(told.house.server._lanes.heads) >= 11
+        assert 20 < largest <= 30
+
+
+# -- the checks door, which has a straight way of its own ----------------------------------------------------------
+CHECK = "POST /api/engine/check-permission HTTP/1.1"
+
+
+async def checked(client: Client, number: int, tool: str = "mail__read_mail") -> Reply:
+    body = b'{"tool":"%b","args":%b}' % (tool.encode(), arguments(number))
+    client.writer.write(request(client.key, body, line=CHECK))
+    return await client.reply()
+
+
+@pytest.fixture
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    taken: list[bool] = []
+    original = ChecksDoor.straight
+
+    def counted(self: ChecksDoor, *given: Any) -> bool:
+        took = original(self, *given)
+        taken.append(took)
+        return took
+
+    monkeypatch.setattr(ChecksDoor, "straight", counted)
+    return taken
+
+
+async def test_plain_checks_are_charged_once_recorded_once_and_end_with_their_key(
+    tmp_path: Path, ways: list[bool], quick_checks: list[bool]
+) -> None:
+    limited = Profile(
+        name="limited", tools=ToolRule(allow=("mail__*",)), max_risk="critical", allow_unknown=True,
+        rate_limits=(RateLimit(per_day=7),),
+    )  # fmt: skip
+    async with story(tmp_path, ways, limited) as told:
+        client = await told.client(warm=False)
+        for number in range(5):
+            assert (await checked(client, number)).json["data"]["allowed"] is True
+        journal = told.house.runtime.journal
+        begin = journal.begin_as
+
+        def full(*_: Any) -> int:
+            raise JournalFull
+
+        journal.begin_as = full  # type: ignore[method-assign]
+        try:
+            assert (await checked(client, 5)).json["data"]["allowed"] is True
+        finally:
+            journal.begin_as = begin  # type: ignore[method-assign]
+        assert (await checked(client, 6)).json["data"]["allowed"] is True
+        for number in (7, 8):
+            assert (await checked(client, number)).json["data"]["code"] == "RATE_LIMITED"
+        assert quick_checks[-6:] == [True] * 6
+        told.house.runtime.checks.close_all()
+        records = await told.records()
+        assert sorted(record.outcome for record in records) == ["denied"] * 2 + ["unknown"] * 7
+        assert {record.args_digest for record in records} == {
+            sha256(arguments(number)).hexdigest() for number in range(9)
+        }
+        key = (await told.house.runtime.accounts._all(*_keys(told.house.org)))[0]
+        await told.house.runtime.accounts.revoke(told.house.org, key.id)
+        assert (await checked(client, 9)).status == 401
+
+
+async def test_checks_of_two_agents_with_one_profile_are_each_their_own(
+    tmp_path: Path, ways: list[bool], quick_checks: list[bool]
+) -> None:
+    """Verdicts may be shared between agents; what is written from drafts must not be."""
+    async with story(tmp_path, ways) as told:
+        other = await told.house.agent("other", CLERK)
+        one, two = await told.client(warm=False), await told.client(other, warm=False)
+        for number in range(6):
+            await checked(one, number * 2)
+            await checked(two, number * 2 + 1)
+        assert quick_checks[-2:] == [True, True]
+        for number in range(6):
+            await one.call(100 + number)
+            await two.call(200 + number)
+        assert ways[-2:] == [True, True]
+        told.house.runtime.checks.close_all()
+        agents = {agent.name: agent.id for agent in await told.house.runtime.accounts._all(*_agents(told.house.org))}
+        keys = {key.agent_id: key.id for key in await told.house.runtime.accounts._all(*_keys(told.house.org))}
+        of = {record.args_digest: (record.agent, record.key) for record in await told.records()}
+        assert len(of) == 24
+        for number in [*range(12), *range(100, 106), *range(200, 206)]:
+            mine = (number < 12 and number % 2 == 0) or 100 <= number < 200
+            agent = agents["clerk" if mine else "other"]
+            assert of[sha256(arguments(number)).hexdigest()] == (agent, keys[agent])
+
+
+@pytest.mark.parametrize("body", [
+    b'{"tool":"mail__read_mail","args":{"a":1},"args":{"a":2}}', b'{"tool":"mail__read_mail","args":{"a":1,"a":2}}',
+    b'{"tool":"mail__read_mail", "args":{"a":1}}', b'{"args":{"a":1},"tool":"mail__read_mail"}',
+    b'{"tool":"mail__read_mail","args":{"a":1},"x":1}', b'{"tool":"mail__read_mail","args":[1]}', b'{"tool":"","args":{"a":1}}',
+    b'{"tool":"a\\u0000b","args":{"a":1}}', b'{"tool":"mail__read_mail","args":{"a":1}', b"", b"[]", b"\xff\xfe",
+    b'{"tool":",\\"args\\":{","args":{"a":1}} ', b'{"tool":"mail__read_mail","args":{"a":%b1%b}}' % (b"[" * 5000, b"]" * 5000),
+])  # fmt: skip
+async def test_a_check_that_is_not_plain_is_read_with_care(
+    tmp_path: Path, ways: list[bool], quick_checks: list[bool], body: bytes
+) -> None:
+    async with story(tmp_path, ways) as told:
+        client = await told.client(warm=False)
+        statuses = []
+        for _ in range(3):  # the same head each time
+            client.writer.write(request(client.key, body, line=CHECK))
+            statuses.append((await client.reply()).status)
+        assert len(set(statuses)) == 1
+        assert statuses[0] in {200, 400, 422}
+        assert not any(quick_checks)
+        told.house.runtime.checks.close_all()

@@ -191,7 +191,7 @@ def serve(command: Path, home: Path, key: str) -> None:
             must(answer(f"{url}/ready", "")["status"] == "ready", "it serves")
             must(answer(f"{url}/api/engine/stats", key)["data"]["skills"] == 38, "its API answers")
             process.send_signal(signal.SIGTERM)
-            must(process.wait(20) == 0, "it stops when it is told to")
+            must(process.wait(60) == 0, "it stops when it is told to")
         finally:
             process.kill()
 
@@ -199,7 +199,7 @@ def serve(command: Path, home: Path, key: str) -> None:
 def answer(url: str, key: str) -> Any:
     request = urllib.request.Request(url, headers={"X-API-Key": key} if key else {})
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return json.loads(response.read())
     except urllib.error.URLError as error:
         raise Failed(f"{url}: {error}") from error

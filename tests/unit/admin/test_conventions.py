@@ -22,8 +22,8 @@ from .test_every_operation import named, path_of, send
 MUTATIONS = [item for item in OPERATIONS if item.served_by == "admin" and item.repeatable]
 KEYED = [item for item in MUTATIONS if item.method in {"POST", "PATCH"}]
 STORED = (AGENTS, KEYS, PROFILES, UPSTREAMS, TOOLS, USERS)
-UNSHOWN = {"refresh_upstream", "create_link", "sign_user_out", "remove_second_factor"}
-"""What they change is no record that is shown: links, sessions, secrets."""
+UNSHOWN = {"refresh_upstream", "create_link", "sign_user_out", "remove_second_factor", "expect_hook", "forget_hook"}
+"""What they change is no record that is shown: links, sessions, secrets, signs of life."""
 
 
 async def everything(site: Any) -> list[bytes]:

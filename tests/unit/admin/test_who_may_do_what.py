@@ -19,8 +19,10 @@ from tests.unit.admin.test_every_operation import call_as, path_of
 
 RIGHTS: dict[tuple[str, str], list[str]] = {
     # (scope, least role): operations
-    ("agents:read", "viewer"): ["list_agents", "get_agent"],
-    ("agents:write", "member"): ["create_agent", "replace_agent", "patch_agent", "delete_agent"],
+    ("agents:read", "viewer"): ["list_agents", "get_agent", "list_hooks"],
+    ("agents:write", "member"): [
+        "create_agent", "replace_agent", "patch_agent", "delete_agent", "expect_hook", "forget_hook",
+    ],
     ("profiles:read", "viewer"): ["get_agent_profile"],
     ("profiles:write", "admin"): ["put_agent_profile", "patch_agent_profile"],
     ("keys:read", "admin"): ["list_keys", "get_key"],

@@ -48,7 +48,7 @@ def test_openclaws_own_tools_are_the_current_ones() -> None:
 
 def test_newer_agenticmail_tools_stand_beside_the_167() -> None:
     newer = [tool for tool in CURRENT_TOOLS if tool.group != "openclaw-core"]
-    assert Counter(tool.group for tool in newer) == {"openclaw": 26, "agenticmail-mcp": 39}
+    assert Counter(tool.group for tool in newer) == {"openclaw": 26, "agenticmail-mcp": 39, "agenticmail-rest": 7}
     assert not {tool.id for tool in newer} & {tool.id for tool in ALL_TOOLS}
 
 
@@ -71,7 +71,7 @@ def test_risk_and_side_effects_are_of_the_closed_lists_and_in_order() -> None:
 def test_the_index_holds_every_id_once_under_its_own_name() -> None:
     assert set(TOOL_INDEX) == {tool.id for tool in EVERY}
     assert all(key == tool.id for key, tool in TOOL_INDEX.items())
-    assert len(TOOL_INDEX) == 167 + 126 - 2
+    assert len(TOOL_INDEX) == 167 + 133 - 2
 
 
 def test_the_index_never_judges_an_id_more_mildly_than_any_tool_of_that_id() -> None:

@@ -175,7 +175,7 @@ def on_a_terminal(folder: Path, typed: bytes, *argv: str) -> tuple[int, str]:
     except OSError:  # Linux reports the other side's end as an error
         assert shown
     os.close(terminal)
-    return process.wait(20), shown.decode()
+    return process.wait(60), shown.decode()
 
 
 def test_on_a_terminal_it_asks_checks_each_answer_and_takes_enter_for_the_default(folder: Path) -> None:

@@ -39,7 +39,7 @@ class Served:
         self.url: str = self.ready["url"]
 
     def get(self, path: str) -> tuple[int, Any]:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return answer.status, json.loads(answer.read())
 
     def check(self, key: str) -> int:
@@ -67,7 +67,7 @@ class Served:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         assert self.process.stdout is not None
         assert self.process.stdout.read() == ""
         self.process.stdout.close()
@@ -147,7 +147,7 @@ def test_two_workers_share_a_port_and_one_that_dies_comes_back(started: list[Ser
 
 def calls_counted(server: Served) -> int:
     """What one scrape, of whichever worker takes it, says of calls."""
-    with urllib.request.urlopen(server.url + "/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("agenticmail_calls_total{"))
 

@@ -65,7 +65,7 @@ class Parent:
         raise AssertionError(f"{count} x {word!r} did not come: {self.out.read_text()}")
 
     def ended(self) -> int:
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ async def test_a_post_that_crossed_the_close_is_proven_unprocessed_and_sent_agai
     if noticed == "after writing":
         answer = await (await crossing(pool, clock, (head, body)))
     else:
-        answer = await pool.send(head, body, timeout=5)
+        answer = await pool.send(head, body, timeout=30)
     assert answer.body == b"ok"
     assert await second == head + body
     assert (pool.stats.resent, pool.stats.created) == (1, 2)

@@ -39,7 +39,7 @@ async def test_the_request_arrives_as_it_was_given(serve: Any, make_pool: Any, k
     big = bytes(range(256)) * 4096  # a megabyte: written beside its head
     for body in (b"", b"{}", big):
         head, body = kit.request(body=body)
-        await pool.send(head, body, timeout=5)
+        await pool.send(head, body, timeout=30)
         assert log.pop() == head + body
 
 

@@ -176,7 +176,7 @@ async def test_observers_are_told_and_their_faults_counted(kit):
 
     host = kit.host(
         kit.plugin("bad", "observer", observe=fail), kit.plugin("stuck", "observer", observe=hang),
-        kit.plugin("good", "observer", observe=lambda self, record: seen.append(record.id)), ours=(), guard_timeout=0.04,
+        kit.plugin("good", "observer", observe=lambda self, record: seen.append(record.id)), ours=(), guard_timeout=0.25,
     )  # fmt: skip
     await host.provision()
     for number in range(3):

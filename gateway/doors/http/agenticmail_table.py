@@ -1,0 +1,187 @@
+"""AgenticMail's REST routes (0.9.64) and the tool that each one is, below `/api/agenticmail`.
+
+A route that several tools use is the one that may do most: `/mail/send` is `agenticmail_send`, whoever wrote the body.
+Routes that no client's tool uses stand with the tool of the same matter and the same power. Left out, and so denied:
+webhooks, the dispatcher's and the installers' own routes, tunnels, `/tasks/rpc` (it waits longer than clients do), and
+approving or rejecting what AgenticMail itself held back (the operator's, with the master key).
+"""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from ....catalog.routes import Method, Route
+
+PREFIX: Final = "/api/agenticmail"
+SLASHES: Final = frozenset({"folder"})
+"""Path parameters that hold a mailbox's path."""
+
+ROUTES_OF: Final[dict[str, tuple[str, ...]]] = {
+    "agenticmail_create_account": ("POST /accounts",),
+    "agenticmail_cleanup": (
+        "GET /accounts",
+        "GET /accounts/inactive",
+        "POST /accounts/cleanup",
+        "GET /accounts/{id}",
+        "PATCH /accounts/{id}/persistent",
+        "PATCH /accounts/{id}/wake-on-cc",
+        "PATCH /accounts/{id}/role",
+        "PATCH /accounts/{id}/host",
+    ),
+    "agenticmail_list_agents": ("GET /accounts/directory", "GET /accounts/directory/{name}"),
+    "agenticmail_whoami": ("GET /accounts/me",),
+    "agenticmail_deletion_reports": ("GET /accounts/deletions", "GET /accounts/deletions/{id}"),
+    "agenticmail_update_metadata": ("PATCH /accounts/me",),
+    "agenticmail_stop_agent": ("POST /accounts/{id}/stop",),
+    "agenticmail_resume_agent": ("POST /accounts/{id}/resume",),
+    "agenticmail_delete_agent": ("DELETE /accounts/{id}",),
+    "agenticmail_get_thread_id": ("GET /agents/me/memory/threads/{t}", "GET /agents/me/thread-id"),
+    "agenticmail_save_thread_memory": ("POST /agents/me/memory/threads/{t}", "DELETE /agents/me/memory/threads/{t}"),
+    "agenticmail_check_activity": ("GET /dispatcher/activity",),
+    "agenticmail_tail_worker": ("GET /dispatcher/worker-log/{workerId}",),
+    "agenticmail_setup_domain": (
+        "POST /domains",
+        "GET /domains",
+        "GET /domains/{domain}/dns",
+        "POST /domains/{domain}/verify",
+        "DELETE /domains/{domain}",
+        "POST /gateway/domain",
+    ),
+    "agenticmail_wait_for_email": ("GET /events",),
+    "agenticmail_contacts": ("GET /contacts", "POST /contacts", "DELETE /contacts/{id}"),
+    "agenticmail_drafts": (
+        "GET /drafts",
+        "GET /drafts/{id}",
+        "POST /drafts",
+        "PUT /drafts/{id}",
+        "DELETE /drafts/{id}",
+        "POST /drafts/{id}/send",
+    ),
+    "agenticmail_signatures": ("GET /signatures", "POST /signatures", "DELETE /signatures/{id}"),
+    "agenticmail_templates": ("GET /templates", "POST /templates", "DELETE /templates/{id}"),
+    "agenticmail_schedule": ("GET /scheduled", "POST /scheduled", "DELETE /scheduled/{id}"),
+    "agenticmail_tags": (
+        "GET /tags",
+        "POST /tags",
+        "DELETE /tags/{id}",
+        "POST /tags/{id}/messages",
+        "DELETE /tags/{id}/messages/{uid}",
+        "GET /tags/{id}/messages",
+        "GET /messages/{uid}/tags",
+    ),
+    "agenticmail_template_send": ("POST /templates/{id}/send",),
+    "agenticmail_rules": ("GET /rules", "POST /rules", "DELETE /rules/{id}"),
+    "agenticmail_setup_guide": ("GET /gateway/setup-guide", "GET /gateway/domain/dns"),
+    "agenticmail_setup_relay": ("POST /gateway/relay",),
+    "agenticmail_setup_gmail_alias": ("POST /gateway/domain/alias-setup",),
+    "agenticmail_setup_payment": ("GET /gateway/domain/payment-setup",),
+    "agenticmail_gateway_status": ("GET /gateway/status",),
+    "agenticmail_purchase_domain": ("POST /gateway/domain/purchase",),
+    "agenticmail_test_email": ("POST /gateway/test",),
+    "agenticmail_status": ("GET /health", "GET /about"),
+    "agenticmail_send": ("POST /mail/send",),
+    "agenticmail_inbox": ("GET /mail/inbox",),
+    "agenticmail_read": ("GET /mail/messages/{uid}", "GET /mail/messages/{uid}/attachments/{index}"),
+    "agenticmail_search": ("POST /mail/search",),
+    "agenticmail_import_relay": ("POST /mail/import-relay",),
+    "agenticmail_mark_read": ("POST /mail/messages/{uid}/seen", "POST /mail/messages/{uid}/star"),
+    "agenticmail_delete": ("DELETE /mail/messages/{uid}",),
+    "agenticmail_mark_unread": ("POST /mail/messages/{uid}/unseen",),
+    "agenticmail_move": ("POST /mail/messages/{uid}/move", "POST /mail/messages/{uid}/archive"),
+    "agenticmail_folders": ("GET /mail/folders",),
+    "agenticmail_create_folder": ("POST /mail/folders",),
+    "agenticmail_list_folder": ("GET /mail/folders/{folder}",),
+    "agenticmail_batch_delete": ("POST /mail/batch/delete", "POST /mail/batch/trash"),
+    "agenticmail_batch_mark_read": ("POST /mail/batch/seen",),
+    "agenticmail_batch_mark_unread": ("POST /mail/batch/unseen",),
+    "agenticmail_batch_move": ("POST /mail/batch/move", "POST /mail/batch/archive"),
+    "agenticmail_batch_read": ("POST /mail/batch/read",),
+    "agenticmail_spam": (
+        "GET /mail/spam",
+        "POST /mail/messages/{uid}/spam",
+        "POST /mail/messages/{uid}/not-spam",
+        "GET /mail/messages/{uid}/spam-score",
+    ),
+    "agenticmail_digest": ("GET /mail/digest",),
+    "agenticmail_pending_emails": ("GET /mail/pending", "GET /mail/pending/{id}"),
+    "agenticmail_media_capabilities": ("GET /media/capabilities",),
+    "agenticmail_media_tts_voices": ("GET /media/voices",),
+    "agenticmail_media_tts": ("POST /media/tts",),
+    "agenticmail_media_image_edit": ("POST /media/image",),
+    "agenticmail_media_video_edit": ("POST /media/video",),
+    "agenticmail_media_audio_edit": ("POST /media/audio",),
+    "agenticmail_media_info": ("POST /media/info",),
+    "agenticmail_media_video_understand": ("POST /media/understand",),
+    "agenticmail_media_voice_clone": ("POST /media/voice-clone",),
+    "agenticmail_memory": ("POST /memory", "GET /memory", "GET /memory/{id}", "DELETE /memory/{id}"),
+    "agenticmail_memory_context": ("GET /memory/context",),
+    "agenticmail_memory_stats": ("GET /memory/stats",),
+    "agenticmail_memory_reflect": ("POST /memory/reflect",),
+    "agenticmail_phone_capabilities": ("GET /phone/transport/config", "GET /phone/capabilities"),
+    "agenticmail_phone_transport_setup": ("POST /phone/transport/setup",),
+    "agenticmail_call_phone": ("POST /calls/start",),
+    "agenticmail_call_status": ("GET /calls", "GET /calls/{id}"),
+    "agenticmail_call_transcript": ("GET /calls/{id}/transcript",),
+    "agenticmail_call_open_queries": ("GET /calls/{id}/operator-queries",),
+    "agenticmail_call_answer_query": ("POST /calls/{id}/operator-queries/{queryId}/answer",),
+    "agenticmail_call_cancel": ("POST /calls/{id}/cancel",),
+    "agenticmail_sms_read_voice": ("GET /sms/config",),
+    "agenticmail_sms_setup": ("POST /sms/setup", "POST /sms/disable"),
+    "agenticmail_sms_messages": ("GET /sms/messages",),
+    "agenticmail_sms_send": ("POST /sms/send",),
+    "agenticmail_sms_parse_email": ("POST /sms/parse-email",),
+    "agenticmail_sms_check_code": ("GET /sms/verification-code",),
+    "agenticmail_sms_record": ("POST /sms/record",),
+    "agenticmail_storage": (
+        "POST /storage/tables",
+        "GET /storage/tables",
+        "GET /storage/tables/{name}/describe",
+        "POST /storage/tables/{name}/columns",
+        "DELETE /storage/tables/{name}/columns/{col}",
+        "POST /storage/tables/{name}/rename",
+        "POST /storage/tables/{name}/rename-column",
+        "DELETE /storage/tables/{name}",
+        "POST /storage/tables/{name}/clone",
+        "POST /storage/tables/{name}/indexes",
+        "GET /storage/tables/{name}/indexes",
+        "DELETE /storage/tables/{name}/indexes/{idx}",
+        "POST /storage/tables/{name}/reindex",
+        "POST /storage/insert",
+        "POST /storage/upsert",
+        "POST /storage/query",
+        "POST /storage/aggregate",
+        "POST /storage/update",
+        "POST /storage/delete-rows",
+        "POST /storage/tables/{name}/truncate",
+        "POST /storage/tables/{name}/archive",
+        "POST /storage/tables/{name}/unarchive",
+        "POST /storage/tables/{name}/export",
+        "POST /storage/tables/{name}/import",
+        "POST /storage/sql",
+        "GET /storage/stats",
+        "POST /storage/vacuum",
+        "POST /storage/tables/{name}/analyze",
+        "POST /storage/explain",
+    ),
+    "agenticmail_setup_operator_email": ("GET /system/operator-email", "PATCH /system/operator-email"),
+    "agenticmail_call_agent": ("POST /tasks/assign",),
+    "agenticmail_check_tasks": ("GET /tasks/pending", "GET /tasks/assigned", "GET /tasks/{id}"),
+    "agenticmail_claim_task": ("POST /tasks/{id}/claim",),
+    "agenticmail_submit_result": ("POST /tasks/{id}/result", "POST /tasks/{id}/fail"),
+    "agenticmail_complete_task": ("POST /tasks/{id}/complete",),
+    "agenticmail_telegram_config": ("GET /telegram/config",),
+    "agenticmail_telegram_setup": ("POST /telegram/setup", "POST /telegram/disable"),
+    "agenticmail_telegram_messages": ("GET /telegram/messages",),
+    "agenticmail_telegram_send": ("POST /telegram/send",),
+    "agenticmail_telegram_poll": ("POST /telegram/poll",),
+}
+
+
+def routes() -> tuple[Route, ...]:
+    """All of them, open: AgenticMail's documents do not name every argument, and each one given is judged."""
+    found: list[Route] = []
+    for tool, places in ROUTES_OF.items():
+        for place in places:
+            method, _, path = place.partition(" ")
+            found.append(Route(cast(Method, method), path, tool, open=True))
+    return tuple(found)
