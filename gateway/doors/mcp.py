@@ -61,8 +61,6 @@ BATCH_VERSIONS: Final = frozenset({"", "2025-03-26"})
 REMOVED: Final = "resources/subscribe"
 """No longer a method at 2026-07-28. One that names nothing there passes, for the server to say so (404)."""
 
-MAX_WHOLE: Final = 64 * 1024 * 1024
-
 
 class Entry:
     """What a request head means at this door: who, which server, what travels on. Made once per head on a fast lane."""
@@ -397,7 +395,7 @@ class McpDoor:
         try:
             body = answer.body
             if body is None and change is not None and not events:
-                body = await _collect(answer)
+                body = await relay.collect(answer)
             if body is not None:
                 return await relay.whole(answer, headers, body, change)
             return await relay.stream(visit.request, answer, headers, change, relay.Relayed(), events=events)
@@ -459,14 +457,3 @@ def _member(holder: dict[str, Any], key: str, kind: type[Any]) -> Any:
     ):
         raise BadRequest(f"{key} must be spelt so, and be of the type that the protocol gives it.")
     return kind() if value is None else value
-
-
-async def _collect(answer: Answer) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in answer.stream():
-        size += len(part)
-        if size > MAX_WHOLE:
-            raise UpstreamProtocol("The server's list is too large.")
-        parts.append(bytes(part))
-    return b"".join(parts)

@@ -20,6 +20,8 @@ from .sse import event as event_of
 Filter = Callable[[bytes], Awaitable[bytes | None]]
 """A message's bytes -> the bytes to pass on instead, or None to leave them. May raise UpstreamProtocol."""
 
+MAX_WHOLE: Final = 64 * 1024 * 1024
+
 SealSession = Callable[[str], str]
 
 _IS_ERROR: Final = re.compile(rb'"isError"\s*:\s*true|"error"\s*:\s*\{')
@@ -134,3 +136,15 @@ async def _event(event: bytes, change: Filter | None, relayed: Relayed) -> bytes
         return event
     changed = await change(data_of(event))
     return event if changed is None else with_data(event, changed)
+
+
+async def collect(answer: Answer) -> bytes:
+    """A whole list. Raises UpstreamError; UpstreamProtocol for one of more than `MAX_WHOLE` bytes."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in answer.stream():
+        size += len(part)
+        if size > MAX_WHOLE:
+            raise UpstreamProtocol("The server's list is too large.")
+        parts.append(bytes(part))
+    return b"".join(parts)

@@ -20,6 +20,7 @@ from agenticmail_enterprise.catalog.profiles import ApprovalRule, Profile, ToolR
 from agenticmail_enterprise.catalog.store import Query
 from agenticmail_enterprise.gateway.approvals.deciding import Deed
 from agenticmail_enterprise.gateway.approvals.who import Decider
+from agenticmail_enterprise.gateway.doors.straight import Flight
 from agenticmail_enterprise.gateway.settings import ApprovalSettings
 from tests.flows.house import House
 from tests.flows.servers import Counting
@@ -579,3 +580,88 @@ async def test_an_explanation_names_the_approval_policy(tmp_path: Path) -> None:
         call = Call(Principal(house.org, agent.id, "clerk", ""), "mail__send_mail", b"{}", id="dec_x", at=time.time())
         explanation = await explain_call(house.runtime.chain, call)
         assert (explanation.effect, explanation.rule) == ("hold", f"approval-policy:{made.id}")
+
+
+# -- people who signed in --------------------------------------------------------------------------------------------
+async def signed_in(house: House, role: str) -> tuple[str, dict[str, str]]:
+    """Somebody of a role: their id, and what their program sends."""
+    password = "a password for a story"
+    email = f"{role}@acme.test"
+    user = await house.runtime.accounts.create_user(house.org, email, password, role=role)
+    answer = await house.send("POST", "/auth/login", body={"email": email, "password": password})
+    assert answer.status == 200, answer.body
+    return user.id, {"Authorization": f"Bearer {answer.json['data']['token']}"}
+
+
+async def test_people_decide_by_the_role_they_have_now(tmp_path: Path) -> None:
+    async with Counting() as server, House(tmp_path, approvals=BRIEF) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        admin_id, admin = await signed_in(house, "admin")
+        _, member = await signed_in(house, "member")
+        _, viewer = await signed_in(house, "viewer")
+        await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        (held,) = await waiting(house)
+        path, approve = f"/api/engine/approvals/{held.id}", {"action": "approve"}
+        for headers, least in ((viewer, "member"), (member, "admin")):
+            refused = await house.send("PUT", path, headers=headers, body=approve)
+            assert (refused.status, refused.json["code"], refused.json["details"]["role"]) == (403, "FORBIDDEN", least)
+        assert (await house.send("GET", path, headers=viewer)).status == 403
+        assert (await house.send("GET", path, headers=member)).status == 200
+        assert server.calls == []
+        tried = await house.send("PUT", f"{path}?dry_run=true", headers=admin, body=approve)
+        assert (tried.status, tried.json["data"]["dry_run"]) == (200, True)
+        assert [change["kind"] for change in tried.json["data"]["changes"]] == ["approval"]
+        assert [one.id for one in await waiting(house)] == [held.id], "trying it decides nothing"
+        done = await house.send("PUT", path, headers=admin, body=approve)
+        assert (done.status, done.json["data"]["state"]) == (200, "approved")
+        (ran,) = await waiting(house, "executed")
+        assert [decision.by for decision in ran.decisions] == [admin_id]
+        assert len(server.calls) == 1
+
+
+# -- the straight way ------------------------------------------------------------------------------------------------
+async def test_a_call_held_on_a_warm_connection_is_held_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    take_over = Flight._take_over
+    monkeypatch.setattr(Flight, "_take_over", lambda flight: (taken.append(flight.call.tool), take_over(flight)))
+    async with Counting() as server, House(tmp_path, approvals=PATIENT) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", ASKS)
+        for number in range(1, 4):  # the first of them compiles the tool
+            asked = asyncio.create_task(house.call(key, "/mcp/mail", "send_mail", {**MAIL, "amount": number}))
+            (held,) = await waiting(house)
+            await decide(house, held, ANA, action="approve")
+            assert (await asked).json["result"]["isError"] is False
+        assert taken == ["mail__send_mail"] * 2
+        assert [call["params"]["arguments"]["amount"] for call in server.calls] == [1, 2, 3]
+
+
+# -- hooks -----------------------------------------------------------------------------------------------------------
+async def test_a_hook_waits_for_a_person_and_uses_the_approval_once(tmp_path: Path) -> None:
+    async with House(tmp_path, approvals=BRIEF) as house:
+        key = await house.agent("clerk", ASKS)
+        body = {"tool": "exec", "args": {"command": "ls"}, "tool_call_id": "call_1", "run_id": "run_1"}
+
+        async def ask(**more: Any) -> Any:
+            answer = await house.send("POST", "/api/engine/check-permission", key=key, body={**body, **more})
+            assert answer.status == 200, answer.body
+            return answer.json["data"]
+
+        first = await ask()
+        (held,) = await waiting(house)
+        assert (first["approval_id"], first["pending"], held.kind) == (held.id, True, "check")
+        asked = asyncio.create_task(ask(wait=60))
+        await decide(house, held, ANA, action="approve")
+        allowed = await asked
+        assert (allowed["allowed"], allowed["requires_approval"]) == (True, False)
+        assert [one.outcome for one in await waiting(house, "executed")] == ["released"]
+        again = await ask(tool_call_id="call_2")
+        assert (again["allowed"], again["pending"]) == (False, True), "an approval is used once"
+        (second,) = await waiting(house)
+        await decide(house, second, ANA, action="reject", reason="Not twice.")
+        refused = await ask(tool_call_id="call_2", wait=60)
+        assert (refused["allowed"], refused["requires_approval"]) == (False, False)
+        assert "Not twice." in refused["reason"]

@@ -18,8 +18,8 @@ from agenticmail_enterprise.catalog.profiles import ApprovalRule, Profile, ToolR
 from agenticmail_enterprise.catalog.store import Query
 from agenticmail_enterprise.gateway.accounts import Accounts
 from agenticmail_enterprise.gateway.keys import KeySpec
-from agenticmail_enterprise.gateway.runtime import open_store
 from agenticmail_enterprise.gateway.settings import ApprovalSettings, LogSettings
+from agenticmail_enterprise.gateway.stores import open_store
 from tests.flows.crash_kit import Mortal
 from tests.flows.servers import Counting
 

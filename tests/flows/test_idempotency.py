@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agenticmail_enterprise.catalog.approvals import ONCES
-from agenticmail_enterprise.catalog.profiles import Profile, ToolRule
+from agenticmail_enterprise.catalog.profiles import Profile, RateLimit, ToolRule
 from agenticmail_enterprise.catalog.store import Query
+from agenticmail_enterprise.gateway.doors.straight import Flight
 from agenticmail_enterprise.gateway.settings import ApprovalSettings
 from tests.flows.house import House
 from tests.flows.servers import Counting, Misbehaving, read_request
@@ -236,3 +238,22 @@ async def test_what_a_dead_worker_left_is_judged_by_the_journal(
         assert server.calls == []
         await house.call(key, "/mcp/mail", "send_mail", MAIL)
         assert len(server.calls) == runs
+
+
+async def test_a_marked_tool_leaves_the_straight_way_and_is_charged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    take_over = Flight._take_over
+    monkeypatch.setattr(Flight, "_take_over", lambda flight: (taken.append(flight.call.tool), take_over(flight)))
+    limited = msgspec.structs.replace(FREE, rate_limits=(RateLimit(per_hour=6),))
+    async with marked() as server, House(tmp_path) as house:
+        await listed(house, server.url)
+        key = await house.agent("clerk", limited)
+        await house.call(key, "/mcp/mail", "read_mail", {"id": 1})
+        answers = [await house.call(key, "/mcp/mail", "send_mail", MAIL) for _ in range(5)]
+        assert [about(answer)["repeat"] for answer in answers] == [False, True, True, True, True]
+        assert taken.count("mail__send_mail") >= 4, "they came over the fast lane"
+        assert len(server.calls) == 2
+        over = await house.call(key, "/mcp/mail", "send_mail", MAIL)
+        assert "RATE_LIMITED" in over.json["result"]["content"][0]["text"]

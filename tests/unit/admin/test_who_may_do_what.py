@@ -51,7 +51,7 @@ RIGHTS: dict[tuple[str, str], list[str]] = {
         "create_approval_policy", "replace_approval_policy", "patch_approval_policy", "delete_approval_policy",
         "create_channel", "delete_channel",
     ],
-    ("gateway:call", "owner"): ["check_permission", "report_tool_call", "get_approval_result"],
+    ("gateway:call", "owner"): ["check_permission", "report_tool_call", "beat_hook", "get_approval_result"],
 }  # fmt: skip
 
 ANYBODY = {
