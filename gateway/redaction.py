@@ -72,6 +72,8 @@ def kept_arguments(call: Call) -> str:
 def is_plain(args: dict[str, Any]) -> bool:
     """Whether the arguments may be kept as they are, at one look: scalars under known names."""
     plain = _plain
+    if "value" in args:  # half of a pair whose other half may name a secret
+        return False
     for name, value in args.items():
         if name not in plain:
             return False

@@ -28,7 +28,9 @@ from .registry import Registry
 
 log = structlog.get_logger()
 
-MCP_KINDS: Final = frozenset({"mcp_http", "mcp_stdio"})
+MCP_KINDS: Final = frozenset({"mcp_http", "mcp_stdio", "http"})
+"""Upstreams whose tools are MCP tools; those of a plain HTTP API are made so by its routes."""
+
 LISTING_TIMEOUT: Final = 20.0
 MAX_LISTINGS: Final = 256
 """Digests of listings remembered per upstream, so that one seen before costs no store access."""

@@ -61,7 +61,7 @@ def says_error(data: bytes) -> bool:
         if "error" in message:
             return True
         return "result" in message and _flag(message["result"]).isError
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
 
 

@@ -115,3 +115,8 @@ def test_bytes_of_any_kind_are_no_error(raw: bytes) -> None:
 @given(st.dictionaries(st.text(max_size=20), json_values, max_size=5), st.sampled_from(NAMES))
 def test_a_secret_among_anything_is_masked(args: dict[str, Any], name: str) -> None:
     assert SECRET not in kept({**args, "wrapped": [{name: SECRET}], name: SECRET})
+
+
+def test_a_pair_that_names_a_secret_is_masked_however_often_its_names_were_seen() -> None:
+    assert json.loads(kept({"name": "x", "value": "y"})) == {"name": "x", "value": "y"}
+    assert SECRET not in kept({"name": "Authorization", "value": SECRET})
