@@ -27,7 +27,7 @@ from agenticmail_enterprise.catalog.records import CALLS, CallRecord
 from agenticmail_enterprise.catalog.store import Query
 from agenticmail_enterprise.gateway.accounts import Assignment
 from agenticmail_enterprise.gateway.doors import straight
-from agenticmail_enterprise.gateway.doors.checks import ChecksDoor
+from agenticmail_enterprise.gateway.doors.checks_straight import PlainChecks
 from agenticmail_enterprise.gateway.doors.straight import Straight
 from agenticmail_enterprise.gateway.settings import JournalSettings, ServerSettings
 from agenticmail_enterprise.gateway.upstream_spec import UpstreamSpec
@@ -813,14 +813,14 @@ async def checked(client: Client, number: int, tool: str = "mail__read_mail") ->
 @pytest.fixture
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     taken: list[bool] = []
-    original = ChecksDoor.straight
+    original = PlainChecks.__call__
 
-    def counted(self: ChecksDoor, *given: Any) -> bool:
+    def counted(self: PlainChecks, *given: Any) -> bool:
         took = original(self, *given)
         taken.append(took)
         return took
 
-    monkeypatch.setattr(ChecksDoor, "straight", counted)
+    monkeypatch.setattr(PlainChecks, "__call__", counted)
     return taken
 
 
