@@ -39,7 +39,7 @@ dev: $(DEV_STAMP)
 	@:
 
 test: $(DEV_STAMP)
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest $(or $(TESTS),-n 3 --dist loadfile)
 
 # The repository root is the package: mypy needs to see it under its name, whatever this folder is called.
 lint: $(DEV_STAMP)
