@@ -147,6 +147,9 @@ users disable-second-factor spare@acme.test --yes
 users delete spare@acme.test --yes
 upstreams add openclaw claw http://127.0.0.1:18789 --allow-private --no-refresh
 upstreams remove claw --yes
+upstreams add api mails http://127.0.0.1:3100/api/agenticmail --catalog agenticmail --allow-private --no-refresh
+keys adopt --agent support-bot --from-file agent.key
+upstreams remove mails --yes
 openclaw --expect support-bot
 plugins list
 calls list --agent support-bot --effect deny
@@ -158,6 +161,7 @@ settings show
 
 def test_every_command_of_the_table_runs(story: Story) -> None:
     ran = list(story.ran)
+    story.shell(f"printf %s ak_{'0123456789abcdef' * 4} > agent.key; chmod 600 agent.key; echo made")
     for line in COMMAND_LINES:
         assert story.shell(f"{NAME} {line}"), line
         ran.append(f"{NAME} {line}")
