@@ -44,7 +44,7 @@ class JournalSettings(_Section, kw_only=True, frozen=True):
 
     sync: Literal["none", "group", "always"] = "none"
     arguments: Literal["none", "redacted"] = "redacted"
-    segment_bytes: Annotated[int, msgspec.Meta(ge=65536)] = 4 * 1024 * 1024
+    segment_bytes: Annotated[int, msgspec.Meta(ge=65536)] = 2 * 1024 * 1024
     max_bytes: Annotated[int, msgspec.Meta(ge=131072)] = 256 * 1024 * 1024
     full_wait: Annotated[float, msgspec.Meta(ge=0)] = 2.0
     drain_interval: Annotated[float, msgspec.Meta(gt=0)] = 0.5
